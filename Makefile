@@ -1,0 +1,55 @@
+# Calotype's verbs. Everything lands in .venv, .venv-serving, .cache, runs and models; `make clean` removes the first three.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+TORCH := $(shell grep -E '^(torch|torchvision)==' constraints.txt)
+DATA ?=
+
+.PHONY: help setup demo test test-serving lint format protos protos-check clean
+.DEFAULT_GOAL := help
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/.ready ## make .venv with trainer, server and tools
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[trainer,serving,test,lint]'
+	touch $@
+
+demo: setup ## check, fit, evaluate, export, serve and classify; DATA=folder for your own pictures
+	$(BIN)/python -m demo.run $(DATA)
+
+test: setup ## run every test
+	$(BIN)/python -m pytest
+
+.venv-serving/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[serving,test]'
+	touch $@
+
+test-serving: .venv-serving/.ready ## run the tests of bundle and serving where torch is not installed
+	! .venv-serving/bin/python -c 'import torch' 2>/dev/null
+	.venv-serving/bin/python -m pytest tests/bundle tests/serving
+
+lint: setup ## check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup ## mend style where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: setup ## write protos/*_pb2* from protos/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
+
+protos-check: protos ## fail where the committed protos are not what protoc makes
+	git diff --exit-code -- protos
+
+clean: ## remove environments and caches, not runs or models
+	rm -rf .venv .venv-serving .cache

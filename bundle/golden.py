@@ -1,0 +1,43 @@
+"""Golden pictures: held-out files that travel with a bundle, and the answers they got at export.
+
+Replayed wherever a bundle is opened to be used, through that machine's own decode, preprocessing and session.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.errors import GoldenError, ImageError
+from bundle.preprocess import PreprocessSpec, load_input
+from bundle.runtime import OnnxModel
+from bundle.scores import probabilities
+
+
+def answers(model: OnnxModel, pictures: list[bytes], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Return logits (G, C) float32 of encoded pictures, one at a time. Raises ImageError."""
+    return np.concatenate([model.run(load_input(data, spec)[np.newaxis]) for data in pictures])
+
+
+def replay(model: OnnxModel) -> float:
+    """Replay a bundle's golden pictures; return the largest difference of a probability.
+
+    Raises GoldenError where a picture cannot be read, gets another best label, or strays beyond the variant's
+    tolerance; BundleError where a golden file is not the one that was exported.
+    """
+    bundle, contract, variant = model.bundle, model.bundle.manifest.contract, model.variant
+    source = f"{bundle.folder} ({variant.precision})"
+    try:
+        found_logits = answers(model, bundle.golden_pictures(), contract.preprocess)
+    except ImageError as error:
+        raise GoldenError(f"{source}: a golden picture cannot be read: {error}") from error
+    wanted_logits = np.asarray(variant.golden_logits, dtype=np.float32)
+    found = probabilities(found_logits, temperature=contract.temperature)
+    wanted = probabilities(wanted_logits, temperature=contract.temperature)
+    differences = np.abs(found - wanted).max(axis=1)
+    for picture, difference, here, there in zip(bundle.manifest.golden, differences, found, wanted, strict=True):
+        if not difference <= variant.tolerance:  # written so that NaN fails
+            raise GoldenError(
+                f"{source}: golden picture {picture.file} answers {contract.labels[int(here.argmax())]!r} "
+                f"({here.max():.4f}), at export {contract.labels[int(there.argmax())]!r} ({there.max():.4f}): "
+                f"difference {difference:.2g}, tolerance {variant.tolerance:.2g}; export the bundle again"
+            )
+    return float(differences.max())

@@ -1,0 +1,263 @@
+"""The manifest of a bundle, `bundle.json`: its parts as frozen dataclasses; load, check, save.
+
+Read strictly: an unknown field, a wrong type or a nonsense value is a BundleError that names the field, what was
+found and what was wanted. The part of it that decides an answer (`Contract`) is repeated inside the model files, so
+that a label swapped in one place shows.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from bundle.errors import BundleError
+from bundle.preprocess import PreprocessSpec
+
+FORMAT_VERSION: Final = 1
+MANIFEST_NAME: Final = "bundle.json"
+CONTRACT_KEY: Final = "calotype"  # metadata_props key in ONNX, extra file name in TorchScript
+MAX_MANIFEST_BYTES: Final = 32 * 2**20
+
+_STRICT: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # no folder: nothing leaves the bundle
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One end of the graph."""
+
+    name: str
+    dtype: str
+    layout: str
+
+    __pydantic_config__ = _STRICT
+
+
+IMAGES: Final = TensorSpec(name="images", dtype="uint8", layout="NHWC")
+LOGITS: Final = TensorSpec(name="logits", dtype="float32", layout="NC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What decides an answer: it stands in the manifest and inside every model file."""
+
+    name: ModelName
+    version: Annotated[int, Field(ge=1)]
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...], Field(min_length=2)]
+    preprocess: PreprocessSpec
+    input: TensorSpec = IMAGES
+    output: TensorSpec = LOGITS
+    mean: Triple  # of the 0..1 range, RGB; for the record, since normalisation is inside the graph
+    std: Triple
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    unknown_below: Annotated[float, Field(ge=0, le=1)] | None = None  # top score under which the verdict is "unknown"
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A measured value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One ONNX model file, and the answers that it gave to the golden pictures at export."""
+
+    precision: Literal["fp32", "fp16", "int8"]
+    file: FileName
+    sha256: Sha256
+    golden_logits: tuple[tuple[float, ...], ...]  # (G, C)
+    tolerance: Annotated[float, Field(gt=0, le=1)]  # largest allowed difference of a golden probability
+    accuracy: Interval | None = None
+    latency_ms: Annotated[float, Field(gt=0)] | None = None  # one picture, one thread, on the exporting machine
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A model file that is proved at export, but that the server does not run: TorchScript."""
+
+    runtime: Literal["torchscript"]
+    file: FileName
+    sha256: Sha256
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenPicture:
+    """A held-out picture that travels in `golden/`."""
+
+    file: FileName
+    sha256: Sha256
+    label: str  # the truth, not the model's answer
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a model comes from."""
+
+    backbone: str
+    weights: str  # origin of the pretrained weights
+    weights_licence: str
+    data_fingerprint: str  # sha256 over the labels and sha256s of the training files
+    split: str
+    seed: int
+    libraries: dict[str, str]
+    commit: str | None = None
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that `bundle.json` says."""
+
+    contract: Contract
+    created: str  # ISO 8601, UTC
+    variants: tuple[Variant, ...]
+    twins: tuple[Twin, ...]
+    golden: tuple[GoldenPicture, ...]
+    metrics: dict[str, Interval]
+    provenance: Provenance
+    format_version: int = field(default=FORMAT_VERSION)
+
+    __pydantic_config__ = _STRICT
+
+    def variant(self, precision: str) -> Variant:
+        """Return the variant of that precision; raises BundleError where there is none."""
+        for candidate in self.variants:
+            if candidate.precision == precision:
+                return candidate
+        there = ", ".join(variant.precision for variant in self.variants) or "none"
+        raise BundleError(f"{self.contract.name}: no {precision} variant, found {there}; choose one of those")
+
+
+_MANIFEST: Final = TypeAdapter(Manifest)
+_CONTRACT: Final = TypeAdapter(Contract)
+
+
+def to_json(manifest: Manifest) -> str:
+    """Return the text of bundle.json; `from_json` reads it back equal."""
+    return _MANIFEST.dump_json(manifest, indent=1, exclude_none=True).decode() + "\n"
+
+
+def from_json(text: str | bytes, *, source: str) -> Manifest:
+    """Read and check a manifest; raises BundleError that names the source and the field."""
+    _check_format_version(text, source)
+    try:
+        manifest = _MANIFEST.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise BundleError(f"{source}: {_first_problem(error)}; export the bundle again") from error
+    _check_consistency(manifest, source)
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check folder/bundle.json; raises BundleError."""
+    path = folder / MANIFEST_NAME
+    try:
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path}: {size:,} bytes, wanted at most {MAX_MANIFEST_BYTES:,}; export the bundle again")
+        text = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; wanted a folder that `trainer export` wrote") from error
+    return from_json(text, source=str(path))
+
+
+def contract_to_json(contract: Contract) -> str:
+    """Return the text that is embedded in model files; equal contracts give equal text."""
+    return json.dumps(_CONTRACT.dump_python(contract, mode="json"), sort_keys=True, ensure_ascii=True)
+
+
+def check_embedded(contract: Contract, embedded: str | None, *, source: str) -> None:
+    """Raise BundleError unless a model file carries the manifest's own contract."""
+    if embedded is None:
+        raise BundleError(f"{source}: no {CONTRACT_KEY!r} metadata in the model file; export the bundle again")
+    try:
+        inside = _CONTRACT.validate_json(embedded, strict=True)
+    except ValidationError as error:
+        raise BundleError(f"{source}: metadata in the model file: {_first_problem(error)}") from error
+    for part in fields(Contract):
+        here, there = getattr(contract, part.name), getattr(inside, part.name)
+        if here != there:
+            raise BundleError(
+                f"{source}: manifest and model file disagree on {part.name}: {_brief(here)} here, {_brief(there)} "
+                "inside the model; one of them was changed after export, export the bundle again"
+            )
+
+
+def _check_format_version(text: str | bytes, source: str) -> None:
+    try:
+        document: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{source}: not JSON ({error}); export the bundle again") from error
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if found != FORMAT_VERSION:
+        raise BundleError(
+            f"{source}: format_version is {found!r}, wanted {FORMAT_VERSION}; "
+            "use the release of Calotype that wrote it, or export the bundle again"
+        )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "document"
+    return f"{where}: found {_brief(problem['input'])}, wanted: {problem['msg'].lower()}"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _check_consistency(manifest: Manifest, source: str) -> None:
+    contract = manifest.contract
+    class_count, spec = len(contract.labels), contract.preprocess
+    problems = [
+        (len(set(contract.labels)) != class_count, "contract.labels: found a label twice, wanted each once"),
+        (
+            not (1 <= spec.crop_px <= spec.resize_px <= 4096),
+            f"contract.preprocess: found crop_px {spec.crop_px} and resize_px {spec.resize_px}, "
+            "wanted 1 <= crop_px <= resize_px <= 4096",
+        ),
+        (any(not 0 <= value <= 1 for value in contract.mean), f"contract.mean: found {contract.mean}, wanted 0..1"),
+        (any(not 0 < value <= 1 for value in contract.std), f"contract.std: found {contract.std}, wanted 0..1, not 0"),
+        (contract.input != IMAGES, f"contract.input: found {contract.input}, wanted {IMAGES}"),
+        (contract.output != LOGITS, f"contract.output: found {contract.output}, wanted {LOGITS}"),
+        (not manifest.variants, "variants: found none, wanted at least one"),
+        (not manifest.golden, "golden: found none, wanted at least one picture"),
+        (
+            any(picture.label not in contract.labels for picture in manifest.golden),
+            "golden: found a label that contract.labels does not list",
+        ),
+    ]
+    problems += [
+        (
+            [len(row) for row in variant.golden_logits] != [class_count] * len(manifest.golden)
+            or not all(math.isfinite(value) for row in variant.golden_logits for value in row),
+            f"variants.{variant.precision}.golden_logits: wanted {len(manifest.golden)} rows of {class_count} numbers",
+        )
+        for variant in manifest.variants
+    ]
+    for is_wrong, text in problems:
+        if is_wrong:
+            raise BundleError(f"{source}: {text}; export the bundle again")

@@ -1,0 +1,159 @@
+"""Turn the bytes of a picture into model input: the one preprocessing, for evaluation, proof and serving.
+
+The rules, each with a test of its own:
+
+- The content decides the format, never the file's name. JPEG, PNG, WebP, BMP, GIF and TIFF are read.
+- Bytes and pixels are capped; pixels from the header, before anything is decoded.
+- JPEGs are decoded at the smallest DCT scale (1/8, 1/4, 1/2, 1) whose shorter side still covers `resize_px`.
+- EXIF orientation is applied. Colour profiles are ignored.
+- Grey is repeated into three channels; 16-bit samples keep their high byte; CMYK is converted plainly.
+- Transparency, with or without a palette, is composited on white. Of an animation the first frame is taken.
+- The shorter side is scaled to `resize_px` and the centre `crop_px` square is kept, in one resampling of just that
+  square: a picture smaller than the crop is enlarged.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from bundle import formats
+from bundle.errors import (
+    CorruptImageError,
+    EmptyImageError,
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    TooManyPixelsError,
+    TruncatedImageError,
+    UnsupportedFormatError,
+)
+
+DECODE_RULE: Final = "pillow-dct-1"  # named in every manifest; a change of the rules above needs a new name
+
+_RESAMPLING: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_UPRIGHT: Final = {  # EXIF 2.32, tag 0x0112
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSpec:
+    """How an upright picture becomes (crop_px, crop_px, 3) uint8."""
+
+    resize_px: int = 256  # the shorter side after scaling
+    crop_px: int = 224  # side of the centre square that is kept
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    decode_rule: Literal["pillow-dct-1"] = DECODE_RULE
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """Caps that hold before anything is allocated."""
+
+    max_bytes: int = 20 * 2**20  # encoded bytes of one picture
+    max_pixels: int = 64_000_000  # width x height from the header; 64 Mpx are 192 MB of RGB
+
+
+DEFAULT_LIMITS: Final = DecodeLimits()
+
+
+def decode(data: bytes, *, cover_px: int, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode a picture to upright RGB whose shorter side is at least min(cover_px, its own).
+
+    Raises the ImageError that fits; never anything else for bad bytes.
+    """
+    name = _readable_format(data, limits)
+    try:
+        with Image.open(BytesIO(data), formats=formats.READABLE) as image:
+            _check_pixels(image.size, limits)
+            if name == "JPEG":
+                image.draft(None, (cover_px, cover_px))
+            image.load()
+            return _upright(_to_rgb(image))
+    except (ImageError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixelsError(f"{error}; wanted at most {limits.max_pixels:,} pixels") from error
+    except Exception as error:  # Pillow's parsers raise a dozen types on bad bytes, all meaning this one picture
+        raise _unreadable(name, data, error) from error
+
+
+def to_input(picture: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Scale and crop an RGB picture to uint8 (crop_px, crop_px, 3), values 0..255."""
+    width, height = picture.size
+    side = min(width, height) * spec.crop_px / spec.resize_px
+    left, top = (width - side) / 2, (height - side) / 2
+    square = picture.resize(
+        (spec.crop_px, spec.crop_px),
+        _RESAMPLING[spec.interpolation],
+        box=(left, top, left + side, top + side),  # only the crop is resampled: 1.25 ms for 2.2 ms, 500x375 bicubic
+    )
+    return np.asarray(square)  # (crop, crop, 3)
+
+
+def load_input(data: bytes, spec: PreprocessSpec, *, limits: DecodeLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Decode and preprocess in one call: bytes to uint8 (crop_px, crop_px, 3). Raises ImageError."""
+    return to_input(decode(data, cover_px=spec.resize_px, limits=limits), spec)
+
+
+def _readable_format(data: bytes, limits: DecodeLimits) -> str:
+    if not data:
+        raise EmptyImageError("found 0 bytes, wanted a picture; was the upload or the copy cut off?")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLargeError(f"found {len(data):,} bytes, wanted at most {limits.max_bytes:,}; send a smaller copy")
+    name = formats.sniff(data)
+    if name is None:
+        raise NotAnImageError(f"found bytes that begin no picture, wanted one of {', '.join(formats.READABLE)}")
+    if name not in formats.READABLE:
+        raise UnsupportedFormatError(f"{name} is not read, wanted one of {', '.join(formats.READABLE)}; convert it")
+    if name == "WEBP" and (size := formats.webp_size(data)) is not None:
+        _check_pixels(size, limits)
+    return name
+
+
+def _check_pixels(size: tuple[int, int], limits: DecodeLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise TooManyPixelsError(
+            f"found {width} x {height} pixels, wanted at most {limits.max_pixels:,} in all; send a smaller copy"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image)
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")  # (H, W) uint16 -> high byte
+    if image.mode in ("I", "F", "LAB", "HSV"):
+        raise UnsupportedFormatError(f"pixel type {image.mode!r} is not read, wanted 8 or 16 bits of grey or colour")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF that cannot be parsed says nothing about orientation: the picture itself is fine
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _unreadable(name: str, data: bytes, error: Exception) -> ImageError:
+    reason = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else str(error)
+    cut = "truncated" in reason or isinstance(error, EOFError) or (name == "WEBP" and formats.is_cut_webp(data))
+    if cut:
+        return TruncatedImageError(f"{name} ends after {len(data):,} bytes, before its last pixel; send it again")
+    return CorruptImageError(f"{name} is damaged ({reason}); save it again with another program")

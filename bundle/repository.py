@@ -1,0 +1,141 @@
+"""A folder of models, `models/<name>/<version>/`: list it, read a bundle, add a version atomically.
+
+Versions are positive integers. A new version is written in a hidden folder beside its place and renamed when it is
+whole, so a reader never sees half a bundle. Every hash is checked before a byte is used.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundle.errors import BundleError
+from bundle.manifest import MANIFEST_NAME, Manifest, load_manifest, to_json
+
+GOLDEN_FOLDER: Final = "golden"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model folder whose manifest has been read and checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the manifest, which holds the hashes of all else: one name for the whole bundle."""
+        return hashlib.sha256(to_json(self.manifest).encode()).hexdigest()
+
+    def read(self, file: str, sha256: str) -> bytes:
+        """Return a file's bytes after checking their hash, so that nothing changes between check and use."""
+        path = self.folder / file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}, but the manifest lists it; export the bundle again") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise BundleError(
+                f"{path}: sha256 is {found[:12]}, manifest says {sha256[:12]}; "
+                "the file was changed after export, export the bundle again"
+            )
+        return data
+
+    def golden_pictures(self) -> list[bytes]:
+        """Return the golden pictures' encoded bytes, in the manifest's order."""
+        return [self.read(f"{GOLDEN_FOLDER}/{item.file}", item.sha256) for item in self.manifest.golden]
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a model folder's manifest; raises BundleError. Files are hashed when they are read."""
+    return Bundle(folder, load_manifest(folder))
+
+
+def model_names(models: Path) -> list[str]:
+    """Return the names below `models` that have at least one version, sorted."""
+    try:
+        entries = sorted(entry.name for entry in models.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+    except OSError as error:
+        raise BundleError(f"{models}: {error.strerror}; wanted a folder with models/<name>/<version>/") from error
+    return [name for name in entries if versions(models, name)]
+
+
+def versions(models: Path, name: str) -> list[int]:
+    """Return a model's versions, ascending; empty where there is no such model."""
+    folder = models / name
+    if not _NAME.fullmatch(name) or not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name))
+
+
+def newest(models: Path, name: str) -> Bundle:
+    """Read a model's newest version; raises BundleError where there is none."""
+    found = versions(models, name)
+    if not found:
+        raise BundleError(f"{models / name}: no versions; write one with `trainer export RUN --name {name}`")
+    return load_bundle(models / name / str(found[-1]))
+
+
+@contextmanager
+def new_version(models: Path, name: str) -> Iterator[tuple[Path, int]]:
+    """Yield an empty folder and its version number; it becomes `models/name/version` when the block ends well.
+
+    When the block raises, nothing stays behind. Raises BundleError for a bad name, or when another writer took the
+    same version meanwhile.
+    """
+    if not _NAME.fullmatch(name):
+        raise BundleError(f"model name {name!r}: wanted 1 to 64 letters, digits, '.', '_' or '-', the first not a sign")
+    parent = models / name
+    made = [folder for folder in (parent, models) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    version = (versions(models, name) or [0])[-1] + 1
+    staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=parent))
+    try:
+        yield staging, version
+        _sync(staging)
+        staging.chmod(0o755)  # mkdtemp's 0700 would lock out the server's user
+        _rename(staging, parent / str(version))
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            _remove_if_empty(folder)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write bundle.json into a folder made by `new_version`."""
+    (folder / MANIFEST_NAME).write_text(to_json(manifest), encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rename(staging: Path, target: Path) -> None:
+    try:
+        staging.rename(target)
+    except OSError as error:
+        raise BundleError(f"{target}: {error.strerror}; another export took this version, export again") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

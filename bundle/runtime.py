@@ -1,0 +1,101 @@
+"""Open a bundle's ONNX variant with onnxruntime and run it: uint8 pictures in, logits out.
+
+Fails closed: the session runs on the provider that was asked for, or does not open at all. Threads are always set,
+because onnxruntime does not see cgroup quotas.
+"""
+
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bundle.errors import BundleError, ProviderError
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Variant, check_embedded
+from bundle.repository import Bundle
+
+Provider = Literal["auto", "cpu", "cuda"]
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = "CUDAExecutionProvider"
+
+
+class OnnxModel:
+    """One open session. `run` may be called from several threads at once; they share the weights."""
+
+    def __init__(self, session: ort.InferenceSession, bundle: Bundle, variant: Variant) -> None:
+        self._session = session
+        self.bundle = bundle
+        self.variant = variant
+
+    @property
+    def provider(self) -> Literal["cpu", "cuda"]:
+        """The execution provider that really runs the graph."""
+        return "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return logits (N, C) float32 for uint8 (N, H, W, 3)."""
+        logits: NDArray[np.float32] = self._session.run([LOGITS.name], {IMAGES.name: images})[0]
+        return logits
+
+
+def open_model(
+    bundle: Bundle, *, precision: str = "fp32", provider: Provider = "cpu", intra_op_threads: int = 1
+) -> OnnxModel:
+    """Check a variant's hash and metadata, and open it.
+
+    Raises BundleError for a file that is not what the manifest says, ProviderError for a missing provider.
+    """
+    variant = bundle.manifest.variant(precision)
+    data = bundle.read(variant.file, variant.sha256)
+    path = bundle.folder / variant.file
+    session = _open_session(data, path, provider=provider, intra_op_threads=intra_op_threads)
+    contract = bundle.manifest.contract
+    check_embedded(contract, session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY), source=str(path))
+    _check_ends(session, path, crop_px=contract.preprocess.crop_px, class_count=len(contract.labels))
+    return OnnxModel(session, bundle, variant)
+
+
+def _open_session(data: bytes, path: Path, *, provider: Provider, intra_op_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only: warnings about graph initialisers are for exporters
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to decoding
+    wanted = _providers(provider)
+    try:
+        session = ort.InferenceSession(data, sess_options=options, providers=wanted)
+    except Exception as error:  # onnxruntime raises its own family and RuntimeError; all mean an unusable file
+        if _CUDA in wanted:
+            raise ProviderError(f"{path}: CUDA would not start: {error}") from error
+        raise BundleError(f"{path}: onnxruntime cannot open it: {error}; export the bundle again") from error
+    if provider == "cuda" and session.get_providers()[0] != _CUDA:
+        raise ProviderError(
+            f"{path}: asked for CUDA, onnxruntime fell back to {session.get_providers()[0]}; "
+            "check the driver and cuDNN with `nvidia-smi`, or run with --provider cpu"
+        )
+    return session
+
+
+def _providers(provider: Provider) -> list[str]:
+    available = ort.get_available_providers()
+    if provider == "cuda" and _CUDA not in available:
+        raise ProviderError(
+            f"asked for CUDA, this onnxruntime has only {', '.join(available)}; "
+            "install calotype[serving-gpu] instead of calotype[serving], or run with --provider cpu"
+        )
+    if provider == "cpu" or _CUDA not in available:
+        return [_CPU]
+    return [_CUDA, _CPU]
+
+
+def _check_ends(session: ort.InferenceSession, path: Path, *, crop_px: int, class_count: int) -> None:
+    inputs = [(end.name, end.type, end.shape[1:]) for end in session.get_inputs()]
+    outputs = [(end.name, end.type, end.shape[1:]) for end in session.get_outputs()]
+    wanted_inputs = [(IMAGES.name, "tensor(uint8)", [crop_px, crop_px, 3])]
+    wanted_outputs = [(LOGITS.name, "tensor(float)", [class_count])]
+    if inputs != wanted_inputs or outputs != wanted_outputs:
+        raise BundleError(
+            f"{path}: the graph maps {inputs} to {outputs}, wanted {wanted_inputs} to {wanted_outputs}; "
+            "export the bundle again"
+        )

@@ -1,0 +1,1 @@
+"""The gRPC contracts: .proto files and what protoc makes of them, side by side."""

@@ -1,0 +1,64 @@
+"""Every setting of a fit, once: its default, its unit and its help text; `trainer fit --help` shows this file."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+Preset = Literal["none", "light", "standard", "strong"]
+
+
+def _knob(text: str, *, low: float | None = None, high: float | None = None) -> object:
+    return typer.Option(help=text, min=low, max=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Named preset plus single knobs; a knob left at None keeps the preset's value."""
+
+    augment: Annotated[Preset, _knob("Choose the augmentation preset.")] = "standard"
+    crop_scale: Annotated[float | None, _knob("Set the smallest random-crop area, share of the square.", low=0.05, high=1)] = None
+    rotate_deg: Annotated[float | None, _knob("Rotate by up to so many degrees.", low=0, high=180)] = None
+    translate: Annotated[float | None, _knob("Shift by up to this share of the side.", low=0, high=0.9)] = None
+    hflip: Annotated[float | None, _knob("Flip left-right with this probability.", low=0, high=1)] = None
+    vflip: Annotated[float | None, _knob("Flip top-bottom with this probability.", low=0, high=1)] = None
+    jitter: Annotated[float | None, _knob("Vary brightness, contrast, saturation by up to this share.", low=0, high=1)] = None
+    trivial: Annotated[bool | None, typer.Option(help="Add one TrivialAugment operation a picture.")] = None
+    erase: Annotated[float | None, _knob("Erase a rectangle with this probability.", low=0, high=1)] = None
+    mixup: Annotated[float | None, _knob("Mix pairs of pictures, Beta(a, a); 0 is off.", low=0, high=10)] = None
+    cutmix: Annotated[float | None, _knob("Paste patches between pictures, Beta(a, a); 0 is off.", low=0, high=10)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(AugmentConfig):
+    """All that decides a run besides the data."""
+
+    backbone: Annotated[str, typer.Option(help="Name the network; `trainer backbones` lists them.")] = "efficientnet_lite0"
+    weights: Annotated[str, typer.Option(help="Start from pretrained weights: default, none, or a file.")] = "default"
+    image_size: Annotated[int | None, _knob("Set the input side in pixels; default: the backbone's.", low=16, high=1024)] = None
+    epochs: Annotated[int, _knob("Fine-tune for at most so many epochs; 0 keeps the probe.", low=0)] = 8
+    batch_size: Annotated[int, _knob("Train on so many pictures a step.", low=2)] = 16
+    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="Choose the optimizer.")] = "adamw"
+    lr: Annotated[float, _knob("Set the head's peak learning rate.", low=0)] = 3e-4
+    body_lr_factor: Annotated[float, _knob("Scale the learning rate below the head.", low=0, high=1)] = 0.3
+    weight_decay: Annotated[float, _knob("Set the weight decay of matrices and filters.", low=0)] = 0.05
+    warmup: Annotated[float, _knob("Warm up for this share of all steps.", low=0, high=0.9)] = 0.1
+    loss: Annotated[Literal["cross-entropy", "focal"], typer.Option(help="Choose the loss.")] = "cross-entropy"
+    label_smoothing: Annotated[float, _knob("Smooth labels by this share (cross-entropy).", low=0, high=0.9)] = 0.1
+    focal_gamma: Annotated[float, _knob("Set the focal loss's focus (focal).", low=0)] = 2.0
+    class_weights: Annotated[bool, typer.Option(help="Weigh classes in the loss by inverse frequency.")] = False
+    balanced_sampling: Annotated[bool, typer.Option(help="Draw every class equally often.")] = False
+    batchnorm: Annotated[
+        Literal["auto", "train", "frozen"],
+        typer.Option(help="Keep BatchNorm statistics frozen or train them; auto: frozen at the pretrained size."),
+    ] = "auto"
+    ema: Annotated[float, _knob("Average weights with this decay a step; 0 is off.", low=0, high=0.9999)] = 0.98
+    patience: Annotated[int, _knob("Stop after so many epochs without a better validation score.", low=1)] = 4
+    val_share: Annotated[float, _knob("Hold out this share for validation (unsplit data).", low=0.02, high=0.5)] = 0.15
+    test_share: Annotated[float, _knob("Hold out this share for the test (unsplit data).", low=0, high=0.5)] = 0.15
+    max_bad: Annotated[float, _knob("Refuse data with more than this share of unreadable files.", low=0, high=1)] = 0.05
+    seed: Annotated[int, _knob("Seed split, order, augmentation and head.", low=0)] = 0
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Choose where to train.")] = "auto"
+    threads: Annotated[int, _knob("Use so many CPU threads; 0: all that this process may use.", low=0)] = 0
+    workers: Annotated[int, _knob("Decode in so many worker processes; 0: in the training process.", low=0)] = 0
+    checkpoint_every: Annotated[int, _knob("Write `last` every so many steps; 0: every epoch.", low=0)] = 0

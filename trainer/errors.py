@@ -1,0 +1,36 @@
+"""The expected errors of the trainer.
+
+CalotypeError (bundle.errors)
+└── TrainerError              anything a person can act on
+    ├── DataError             the folder of pictures cannot be trained on
+    ├── ConfigError           options that contradict each other or the backbone
+    ├── WeightsError          pretrained weights that are not at hand
+    ├── CheckpointError       a run folder that cannot be read or resumed
+    └── ParityError           an export whose runtimes disagree; nothing was written
+"""
+
+from bundle.errors import CalotypeError
+
+
+class TrainerError(CalotypeError):
+    """Any expected error of the trainer."""
+
+
+class DataError(TrainerError):
+    """A data folder that cannot be trained or evaluated on."""
+
+
+class ConfigError(TrainerError):
+    """Options that contradict each other."""
+
+
+class WeightsError(TrainerError):
+    """Pretrained weights that cannot be had."""
+
+
+class CheckpointError(TrainerError):
+    """A run or checkpoint that cannot be read."""
+
+
+class ParityError(TrainerError):
+    """Runtimes that disagree on real pictures."""
