@@ -1,0 +1,109 @@
+"""Feed pictures to torch: evaluation through the bundle's own preprocessing, training through augmentation.
+
+A training sample depends on (seed, epoch, index) alone, so workers, their number, and resuming change nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bundle.preprocess import PreprocessSpec, decode, load_input
+from trainer.augment import Augmentation, picture_transform
+from trainer.data import Picture
+
+Sample = tuple[Tensor, int]
+
+
+def derive_seed(*parts: int) -> int:
+    """Return 63 well-mixed bits from a tuple of integers: one independent stream for each."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EvaluationPictures(Dataset[Sample]):
+    """(uint8 (crop, crop, 3), label index) of every picture, exactly as the server sees it."""
+
+    def __init__(self, pictures: tuple[Picture, ...], indices: list[int], spec: PreprocessSpec) -> None:
+        self._pictures, self._indices, self._spec = pictures, indices, spec
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Sample:
+        array = load_input(self._pictures[index].path.read_bytes(), self._spec)
+        return torch.from_numpy(array.copy()), self._indices[index]
+
+
+class TrainingPictures(Dataset[Sample]):
+    """(uint8 (crop, crop, 3), label index), augmented. The sampler gives (epoch, index) pairs."""
+
+    def __init__(
+        self,
+        pictures: tuple[Picture, ...],
+        indices: list[int],
+        spec: PreprocessSpec,
+        *,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        self._pictures, self._indices, self._spec, self._seed = pictures, indices, spec, seed
+        self._transform = picture_transform(augmentation, spec)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:  # type: ignore[override]  # the sampler yields pairs
+        epoch, index = key
+        picture = decode(self._pictures[index].path.read_bytes(), cover_px=self._spec.resize_px)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self._seed, epoch, index))
+            tensor: Tensor = self._transform(picture)  # (3, crop, crop) uint8
+        return tensor.permute(1, 2, 0).contiguous(), self._indices[index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochBatches:
+    """The batches of one epoch, from a given step on: a seeded permutation, or a class-balanced draw."""
+
+    indices: tuple[int, ...]  # label index of every picture
+    batch_size: int
+    seed: int
+    epoch: int
+    first_step: int = 0
+    balanced: bool = False
+
+    def __len__(self) -> int:
+        return steps_per_epoch(len(self.indices), self.batch_size) - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self._order()
+        for step in range(self.first_step, self.first_step + len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in batch]
+
+    def _order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        if not self.balanced:
+            return [int(index) for index in torch.randperm(len(self.indices), generator=generator)]
+        counts = torch.bincount(torch.tensor(self.indices))
+        weights = 1.0 / counts[torch.tensor(self.indices)].double()
+        return [int(i) for i in torch.multinomial(weights, len(self.indices), replacement=True, generator=generator)]
+
+
+def steps_per_epoch(picture_count: int, batch_size: int) -> int:
+    """Return the number of steps; a last batch of one picture is left out, since BatchNorm cannot learn from it."""
+    whole, rest = divmod(picture_count, batch_size)
+    return whole + (rest >= 2)
+
+
+def training_loader(dataset: TrainingPictures, batches: EpochBatches, *, workers: int, pin: bool) -> DataLoader[Sample]:
+    """Return a loader of (uint8 (N, H, W, 3), int64 (N,)) over exactly those batches."""
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)  # type: ignore[arg-type]
+
+
+def evaluation_loader(dataset: EvaluationPictures, *, batch_size: int, workers: int) -> DataLoader[Sample]:
+    """Return a loader of (uint8 (N, H, W, 3), int64 (N,)) in order."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)

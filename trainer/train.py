@@ -1,0 +1,305 @@
+"""The fit: a linear probe on features computed once, then fine-tuning of everything from that head.
+
+The better of the two on validation is kept. All randomness derives from (seed, epoch, step): a run that is killed and
+resumed ends, on a CPU, with the same bits as one that was not.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer import checkpoint
+from trainer.augment import mix, resolve
+from trainer.backbones import build
+from trainer.checkpoint import Run, Score, State
+from trainer.data import Picture, Side
+from trainer.errors import TrainerError
+from trainer.network import Deployed, Device, all_features, all_logits
+from trainer.optim import inverse_frequency, loss_of, lr_factor, make_optimizer, set_batchnorm, update_average
+from trainer.pictures import (
+    EpochBatches,
+    EvaluationPictures,
+    Sample,
+    TrainingPictures,
+    derive_seed,
+    evaluation_loader,
+    steps_per_epoch,
+    training_loader,
+)
+from trainer.probe import fit_probe
+from trainer.progress import Progress
+
+EVALUATION_BATCH = 32
+
+
+class Interrupted(TrainerError):  # noqa: N818 -- an interruption is what happened, not an error of anyone
+    """Ctrl-C: the last checkpoint is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a fit ended."""
+
+    probe: Score
+    fine_tuned: Score | None  # the best epoch
+    kept: str
+    seconds_probe: float
+    seconds_fine_tune: float
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What the stages share: fixed inputs and the state that moves."""
+
+    run: Run
+    folder: Path
+    device: Device
+    model: Deployed
+    sides: dict[Side, tuple[Picture, ...]]
+    progress: Progress
+    state: State
+
+    def indices(self, side: Side) -> list[int]:
+        """Return the label index of every picture of a side."""
+        place = {label: index for index, label in enumerate(self.run.labels)}
+        return [place[picture.label] for picture in self.sides[side]]
+
+    def evaluation(self, side: Side) -> DataLoader[Sample]:
+        """Return a loader of a side through the serving preprocessing."""
+        pictures = EvaluationPictures(self.sides[side], self.indices(side), self.run.spec)
+        return evaluation_loader(pictures, batch_size=EVALUATION_BATCH, workers=self.run.config.workers)
+
+
+def restore_model(run: Run, tensors: dict[str, Tensor]) -> Deployed:
+    """Return the network of a run with the weights of a checkpoint."""
+    backbone = build(
+        run.config.backbone, class_count=len(run.labels), weights="none", image_size=run.config.image_size
+    )
+    model = Deployed(backbone.model, run.mean, run.std)
+    model.load_state_dict(_part(tensors, "model"))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
+
+
+def fit(session: Session) -> Outcome:
+    """Run both stages from where the session's state stands; returns both scores. Raises Interrupted."""
+    started = time.monotonic()
+    if session.state.probe is None:
+        _probe(session)
+    seconds_probe = time.monotonic() - started
+    if session.run.config.epochs and not session.state.finished:
+        _fine_tune(session)
+    state = session.state
+    fine_tuned = _best_epoch(session.folder)
+    assert state.probe is not None
+    return Outcome(
+        probe=state.probe,
+        fine_tuned=fine_tuned,
+        kept=state.best_stage,
+        seconds_probe=seconds_probe,
+        seconds_fine_tune=time.monotonic() - started - seconds_probe,
+    )
+
+
+def _probe(session: Session) -> None:
+    session.progress.say("linear probe: computing features once")
+    train = all_features(session.model, session.evaluation("train"), session.device)
+    val = all_features(session.model, session.evaluation("val"), session.device)
+    probe = fit_probe(*train, *val, class_weights=_class_weights(session))
+    head = session.model.classifier.head
+    with torch.no_grad():
+        head.weight.copy_(probe.weight)
+        head.bias.copy_(probe.bias)
+    score = Score(accuracy=probe.accuracy, log_loss=probe.log_loss)
+    session.state = replace(session.state, probe=score, best=score, stage="fine-tune")
+    session.state = checkpoint.save(session.folder, "best", session.state, _prefixed("model", session.model.state_dict()))
+    session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
+
+
+def _fine_tune(session: Session) -> None:
+    config, state = session.run.config, session.state
+    model = session.model
+    optimizer = make_optimizer(model.classifier, config)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    if (session.folder / "last.json").exists():
+        _, tensors = checkpoint.load(session.folder, "last")
+        model.load_state_dict(_part(tensors, "model"))
+        average = _part(tensors, "average")
+        average = {name: value.to(session.device.name) for name, value in average.items()}
+        _restore_optimizer(optimizer, tensors)
+    with SummaryWriter(session.folder / "tensorboard", purge_step=state.epoch) as board, _interruptible() as stop:
+        for epoch in range(state.epoch, config.epochs):
+            _epoch(session, epoch, optimizer, average, stop)
+            session.state = _finish_epoch(session, epoch, average, board)
+            checkpoint.save(session.folder, "last", session.state, _all_tensors(model, average, optimizer))
+            if session.state.finished:
+                session.progress.say(f"stopped early: no better epoch in {config.patience}")
+                break
+    session.state = replace(session.state, finished=True)
+
+
+def _epoch(
+    session: Session, epoch: int, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], stop: list[int]
+) -> None:
+    config = session.run.config
+    indices = tuple(session.indices("train"))
+    steps = steps_per_epoch(len(indices), config.batch_size)
+    batches = EpochBatches(
+        indices=indices,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        first_step=session.state.step,
+        balanced=config.balanced_sampling,
+    )
+    pictures = TrainingPictures(
+        session.sides["train"], list(indices), session.run.spec, augmentation=resolve(config), seed=config.seed
+    )
+    loader = training_loader(pictures, batches, workers=config.workers, pin=session.device.name == "cuda")
+    class_weights = _class_weights(session)
+    set_batchnorm(session.model, frozen=session.run.frozen_batchnorm)
+    with session.progress.epoch(epoch, total=steps, done=session.state.step) as bar:
+        for step, (images, targets) in enumerate(loader, start=session.state.step):
+            torch.manual_seed(derive_seed(config.seed, epoch, step, 1))  # dropout, mixup: one stream a step
+            factor = lr_factor(epoch * steps + step, total_steps=config.epochs * steps, warmup=config.warmup)
+            loss = _step(session, optimizer, images, targets, class_weights, factor)
+            if config.ema:
+                update_average(average, session.model, decay=config.ema, step=epoch * steps + step)
+            session.state = replace(session.state, epoch=epoch, step=step + 1, loss_sum=session.state.loss_sum + loss)
+            bar.advance(pictures=len(targets), loss=loss)
+            is_due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
+            if stop or is_due:
+                tensors = _all_tensors(session.model, average, optimizer)
+                checkpoint.save(session.folder, "last", session.state, tensors)
+            if stop:
+                raise Interrupted(f"interrupted; continue with `trainer fit {session.run.data} --out {session.folder} --resume`")
+
+
+def _step(
+    session: Session,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    class_weights: Tensor | None,
+    factor: float,
+) -> float:
+    device = session.device
+    for group in optimizer.param_groups:
+        group.setdefault("peak_lr", group["lr"])
+        group["lr"] = group["peak_lr"] * factor
+    planes = session.model.normalise(images.to(device.name, non_blocking=True))
+    rows = F.one_hot(targets.to(device.name), len(session.run.labels)).float()
+    planes, rows = mix(planes, rows, resolve(session.run.config))
+    with device.autocast():
+        logits = session.model.classifier(planes)
+    weights = None if class_weights is None else class_weights.to(device.name)
+    loss = loss_of(logits.float(), rows, session.run.config, weights)
+    if not torch.isfinite(loss):
+        raise TrainerError(f"the loss became {float(loss)}; lower --lr (now {session.run.config.lr:g}) and fit again")
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _finish_epoch(session: Session, epoch: int, average: dict[str, Tensor], board: SummaryWriter) -> State:
+    """Score the averaged weights on validation; keep them as `best` where they are."""
+    state, config = session.state, session.run.config
+    own = {name: value.detach().clone() for name, value in session.model.state_dict().items()}
+    session.model.load_state_dict(average if config.ema else own)
+    logits, targets = all_logits(session.model, session.evaluation("val"), session.device)
+    score = Score(
+        accuracy=float((logits.argmax(1) == targets).double().mean()), log_loss=float(F.cross_entropy(logits, targets))
+    )
+    loss = state.loss_sum / state.step
+    state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0)
+    if score.beats(state.best):
+        state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
+        checkpoint.save(session.folder, "best", state, _prefixed("model", session.model.state_dict()))
+    session.model.load_state_dict(own)
+    row: dict[str, float | int | str] = {
+        "epoch": epoch, "loss": loss, "val_accuracy": score.accuracy, "val_log_loss": score.log_loss
+    }
+    checkpoint.append_history(session.folder, row, before_epoch=epoch)
+    for name in ("loss", "val_accuracy", "val_log_loss"):
+        board.add_scalar(name, row[name], epoch)  # type: ignore[no-untyped-call]
+    session.progress.epoch_done(epoch, loss=loss, accuracy=score.accuracy)
+    waited = epoch - max(state.best_epoch, _best_epoch_number(session.folder))
+    return replace(state, finished=waited >= config.patience or epoch + 1 == config.epochs)
+
+
+def _best_epoch(folder: Path) -> Score | None:
+    scores = [
+        Score(accuracy=float(row["val_accuracy"]), log_loss=float(row["val_log_loss"]))
+        for row in checkpoint.read_history(folder)
+    ]
+    return max(scores, key=lambda score: (score.accuracy, -score.log_loss), default=None)
+
+
+def _best_epoch_number(folder: Path) -> int:
+    """Return the best epoch of fine-tuning: patience counts from there, whether or not it beat the probe."""
+    best, rows = _best_epoch(folder), checkpoint.read_history(folder)
+    return max(int(row["epoch"]) for row in rows if best is not None and row["val_accuracy"] == best.accuracy)
+
+
+def _class_weights(session: Session) -> Tensor | None:
+    if not session.run.config.class_weights:
+        return None
+    return inverse_frequency(session.indices("train"), len(session.run.labels))
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def _all_tensors(
+    model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    moments = {
+        f"{index}/{name}": torch.as_tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+        if value is not None
+    }
+    return {
+        **_prefixed("model", model.state_dict()),
+        **_prefixed("average", average),
+        **_prefixed("optimizer", moments),
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in _part(tensors, "optimizer").items():
+        index, name = key.split("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Yield a list that the first Ctrl-C fills, so that a step is never torn; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
