@@ -27,18 +27,16 @@ def spread(config_class: type[Any]) -> Callable[[Callable[..., Result]], Callabl
     def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         own = inspect.signature(function, eval_str=True).parameters.values()
         (target,) = [parameter.name for parameter in own if parameter.annotation is config_class]
-        kept = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own if parameter.name != target
-        ]
+        kept = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own if parameter.name != target]
 
         @wraps(function)
-        def command(**options: Any) -> Result:  # noqa: ANN401 -- the values are as various as the fields
+        def command(**options: Any) -> Result:
             values = {part.name: options.pop(part.name) for part in fields(config_class)}
             return function(**options, **{target: config_class(**values)})
 
         vars(command)["__signature__"] = inspect.Signature(kept + spread_parameters)
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept + spread_parameters}
-        del command.__wrapped__  # type: ignore[attr-defined]  # or signature readers see the original again
+        del command.__wrapped__  # or signature readers see the original again
         return command
 
     return decorate

@@ -3,7 +3,7 @@
 Works on the first bytes alone; a file's extension is never looked at.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 READABLE: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -79,3 +79,11 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 def is_cut_webp(data: bytes) -> bool:
     """Say whether the RIFF header promises more bytes than there are."""
     return int.from_bytes(data[4:8], "little") + 8 > len(data)
+
+
+def is_cut_tiff(data: bytes) -> bool:
+    """Say whether a classic TIFF's first directory, which usually follows the samples, lies beyond the end."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    offset = int.from_bytes(data[4:8], order)
+    entry_count = int.from_bytes(data[offset : offset + 2], order)
+    return data[2:4] in (b"*\x00", b"\x00*") and offset + 2 + 12 * entry_count > len(data)

@@ -79,7 +79,7 @@ def decode(data: bytes, *, cover_px: int, limits: DecodeLimits = DEFAULT_LIMITS)
             if name == "JPEG":
                 image.draft(None, (cover_px, cover_px))
             image.load()
-            return _upright(_to_rgb(image))
+            return _upright(_to_rgb(image), orientation=_orientation(image))
     except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -134,7 +134,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
-        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")  # (H, W) uint16 -> high byte
+        grey = (samples >> 8).astype(np.uint8)  # (H, W) uint16 -> high byte
+        if isinstance(clear := image.info.get("transparency"), int):  # PNG tRNS: this one sample value is transparent
+            grey[samples == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("I", "F", "LAB", "HSV"):
         raise UnsupportedFormatError(f"pixel type {image.mode!r} is not read, wanted 8 or 16 bits of grey or colour")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
@@ -143,17 +146,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> object:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF that cannot be parsed says nothing about orientation: the picture itself is fine
-        return image
+        return image.getexif().get(ExifTags.Base.Orientation, 1)  # of the picture as loaded: conversions lose its EXIF
+    except Exception:  # noqa: BLE001 -- EXIF that cannot be parsed turns nothing: the picture itself is fine
+        return 1
+
+
+def _upright(image: Image.Image, *, orientation: object) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _unreadable(name: str, data: bytes, error: Exception) -> ImageError:
     reason = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else str(error)
-    cut = "truncated" in reason or isinstance(error, EOFError) or (name == "WEBP" and formats.is_cut_webp(data))
+    cut = (
+        "truncated" in reason.lower()  # Pillow writes it both ways
+        or isinstance(error, EOFError)
+        or (name == "WEBP" and formats.is_cut_webp(data))
+        or (name == "TIFF" and formats.is_cut_tiff(data))
+    )
     if cut:
         return TruncatedImageError(f"{name} ends after {len(data):,} bytes, before its last pixel; send it again")
     return CorruptImageError(f"{name} is damaged ({reason}); save it again with another program")

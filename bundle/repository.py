@@ -41,7 +41,9 @@ class Bundle:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise BundleError(f"{path}: {error.strerror}, but the manifest lists it; export the bundle again") from error
+            raise BundleError(
+                f"{path}: {error.strerror}, but the manifest lists it; export the bundle again"
+            ) from error
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
             raise BundleError(

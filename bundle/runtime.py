@@ -90,12 +90,16 @@ def _providers(provider: Provider) -> list[str]:
 
 
 def _check_ends(session: ort.InferenceSession, path: Path, *, crop_px: int, class_count: int) -> None:
-    inputs = [(end.name, end.type, end.shape[1:]) for end in session.get_inputs()]
-    outputs = [(end.name, end.type, end.shape[1:]) for end in session.get_outputs()]
-    wanted_inputs = [(IMAGES.name, "tensor(uint8)", [crop_px, crop_px, 3])]
-    wanted_outputs = [(LOGITS.name, "tensor(float)", [class_count])]
+    inputs = [(end.name, end.type, _free_batch(end.shape)) for end in session.get_inputs()]
+    outputs = [(end.name, end.type, _free_batch(end.shape)) for end in session.get_outputs()]
+    wanted_inputs = [(IMAGES.name, "tensor(uint8)", ["N", crop_px, crop_px, 3])]
+    wanted_outputs = [(LOGITS.name, "tensor(float)", ["N", class_count])]
     if inputs != wanted_inputs or outputs != wanted_outputs:
         raise BundleError(
             f"{path}: the graph maps {inputs} to {outputs}, wanted {wanted_inputs} to {wanted_outputs}; "
             "export the bundle again"
         )
+
+
+def _free_batch(shape: list[int | str | None]) -> list[int | str | None]:
+    return ["N" if not isinstance(size, int) else size for size in shape[:1]] + shape[1:]  # a fixed batch stays a number

@@ -98,10 +98,14 @@ class Model(_message.Message):
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Model.State]
+        LOADING: _ClassVar[Model.State]
         READY: _ClassVar[Model.State]
+        DRAINING: _ClassVar[Model.State]
         FAILED: _ClassVar[Model.State]
     STATE_UNSPECIFIED: Model.State
+    LOADING: Model.State
     READY: Model.State
+    DRAINING: Model.State
     FAILED: Model.State
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]

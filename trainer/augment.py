@@ -57,7 +57,9 @@ def picture_transform(augmentation: Augmentation, spec: PreprocessSpec) -> v2.Tr
         steps += [v2.Resize(spec.resize_px, interpolation=interpolation, antialias=True), v2.CenterCrop(side)]
     if augmentation.rotate_deg or augmentation.translate:
         shift = (augmentation.translate, augmentation.translate) if augmentation.translate else None
-        steps.append(v2.RandomAffine(augmentation.rotate_deg, translate=shift, interpolation=v2.InterpolationMode.BILINEAR))
+        steps.append(
+            v2.RandomAffine(augmentation.rotate_deg, translate=shift, interpolation=v2.InterpolationMode.BILINEAR)
+        )
     if augmentation.hflip:
         steps.append(v2.RandomHorizontalFlip(augmentation.hflip))
     if augmentation.vflip:

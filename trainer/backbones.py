@@ -7,12 +7,13 @@ Every network is brought to one form: `features(images)` is what enters the last
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 import timm
 import torch
 import torchvision
 from safetensors.torch import load_file
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from bundle.preprocess import PreprocessSpec
@@ -99,7 +100,6 @@ class Backbone:
     std: tuple[float, float, float]
     weights: str  # origin, for the record
     licence: str
-    pretrained_px: int
 
 
 def build(name: str, *, class_count: int, weights: str = "default", image_size: int | None = None) -> Backbone:
@@ -119,7 +119,9 @@ def build(name: str, *, class_count: int, weights: str = "default", image_size: 
         return backbone
     ratio = backbone.spec.resize_px / backbone.spec.crop_px
     spec = PreprocessSpec(
-        resize_px=max(image_size, round(image_size * ratio)), crop_px=image_size, interpolation=backbone.spec.interpolation
+        resize_px=max(image_size, round(image_size * ratio)),
+        crop_px=image_size,
+        interpolation=backbone.spec.interpolation,
     )
     return Backbone(**{**vars(backbone), "spec": spec})
 
@@ -161,7 +163,12 @@ def _lite(name: str, *, weights: str) -> Backbone:
     half = (0.5, 0.5, 0.5)
     spec = PreprocessSpec(resize_px=lite.resize_px, crop_px=lite.input_px, interpolation="bicubic")
     return Backbone(
-        model=Classifier(network, "classifier"), spec=spec, mean=half, std=half, weights=origin, licence=licence, pretrained_px=lite.input_px
+        model=Classifier(network, "classifier"),
+        spec=spec,
+        mean=half,
+        std=half,
+        weights=origin,
+        licence=licence,
     )
 
 
@@ -186,20 +193,22 @@ def _timm(name: str, *, weights: str) -> Backbone:
         raise ConfigError(f"{name}: timm does not know it ({error}); see timm.list_models()") from error
     except Exception as error:  # the hub client raises its own, requests' and OSError; all mean: no weights
         raise WeightsError(f"{name}: weights could not be fetched ({error}); use --weights none or a file") from error
-    config = timm.data.resolve_model_data_config(network)
-    head_name = network.pretrained_cfg.get("classifier")
+    origin_config = cast("dict[str, object]", network.pretrained_cfg)
+    config = resolve_data_config({}, pretrained_cfg=origin_config)  # type: ignore[no-untyped-call]
+    head_name = origin_config.get("classifier")
     if not isinstance(head_name, str) or not isinstance(network.get_submodule(head_name), nn.Linear):
         raise ConfigError(f"{name}: its head is {head_name!r}, wanted one linear layer; choose another backbone")
     origin, licence = _own_weights(network, weights)
     if weights == "default":
-        origin = f"timm {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
-        licence = str(network.pretrained_cfg.get("license") or "see timm")
+        origin = f"timm {origin_config.get('hf_hub_id') or origin_config.get('url')}"
+        licence = str(origin_config.get("license") or "see timm")
     crop = int(config["input_size"][-1])
-    interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
-    spec = PreprocessSpec(resize_px=int(crop / config["crop_pct"]), crop_px=crop, interpolation=interpolation)
+    spec = PreprocessSpec(
+        resize_px=int(crop / config["crop_pct"]), crop_px=crop, interpolation=_interpolation(config["interpolation"])
+    )
     model = Classifier(network, head_name)
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Backbone(model=model, spec=spec, mean=mean, std=std, weights=origin, licence=licence, pretrained_px=crop)
+    return Backbone(model=model, spec=spec, mean=mean, std=std, weights=origin, licence=licence)
 
 
 def _torchvision(name: str, *, weights: str) -> Backbone:
@@ -221,17 +230,27 @@ def _torchvision(name: str, *, weights: str) -> Backbone:
         origin, licence = f"torchvision {entry}", "BSD-3-Clause"
     transform = entry.transforms()
     crop, resize = int(transform.crop_size[0]), int(transform.resize_size[0])
-    interpolation = "bicubic" if transform.interpolation.value == "bicubic" else "bilinear"
-    spec = PreprocessSpec(resize_px=max(crop, resize), crop_px=crop, interpolation=interpolation)
-    return Backbone(
-        model=Classifier(network, head_name), spec=spec, mean=IMAGENET_MEAN, std=IMAGENET_STD, weights=origin, licence=licence, pretrained_px=crop
+    spec = PreprocessSpec(
+        resize_px=max(crop, resize), crop_px=crop, interpolation=_interpolation(transform.interpolation.value)
     )
+    return Backbone(
+        model=Classifier(network, head_name),
+        spec=spec,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        weights=origin,
+        licence=licence,
+    )
+
+
+def _interpolation(name: str) -> Literal["bicubic", "bilinear"]:
+    return "bicubic" if name == "bicubic" else "bilinear"
 
 
 def _drop_auxiliary(network: nn.Module) -> None:
     """GoogLeNet and Inception return extra logits in training; without them one loss fits every network."""
     if hasattr(network, "aux_logits"):
-        network.aux_logits = False
+        setattr(network, "aux_logits", False)  # noqa: B010 -- a plain flag, which nn.Module's types do not admit
         for name in ("aux1", "aux2", "AuxLogits"):
             if getattr(network, name, None) is not None:
                 setattr(network, name, None)
@@ -243,7 +262,8 @@ def _last_linear(network: nn.Module) -> str:
         network.classifier = nn.Sequential(
             nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(512, network.num_classes)
         )
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]
 
 
 def _replace_head(model: Classifier, class_count: int) -> None:
@@ -261,13 +281,21 @@ def _own_weights(network: nn.Module, weights: str) -> tuple[str, str]:
         return "random", "none"
     path = Path(weights)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch, safetensors and the file system raise a dozen types, all meaning this file
-        raise WeightsError(f"{path}: cannot be read as weights ({error}); wanted .safetensors or a state dict") from error
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({error}); wanted .safetensors or a state dict"
+        ) from error
     expected = network.state_dict()
     fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
     if len(fitting) < len(expected) - 2:  # all but the head's weight and bias
-        raise WeightsError(f"{path}: only {len(fitting)} of {len(expected)} tensors fit this backbone; name the right one")
+        raise WeightsError(
+            f"{path}: only {len(fitting)} of {len(expected)} tensors fit this backbone; name the right one"
+        )
     network.load_state_dict(fitting, strict=False)
     return f"file {path.name}", "unknown"
 

@@ -102,7 +102,9 @@ def read_split(folder: Path) -> dict[Side, tuple[Picture, ...]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        pictures = [(row["side"], Picture(path=Path(row["path"]), label=row["label"], sha256=row["sha256"])) for row in rows]
+        pictures = [
+            (row["side"], Picture(path=Path(row["path"]), label=row["label"], sha256=row["sha256"])) for row in rows
+        ]
     except (OSError, KeyError, csv.Error) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); fit again") from error
     return {side: tuple(picture for where, picture in pictures if where == side) for side in SIDES}

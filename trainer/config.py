@@ -17,25 +17,35 @@ class AugmentConfig:
     """Named preset plus single knobs; a knob left at None keeps the preset's value."""
 
     augment: Annotated[Preset, _knob("Choose the augmentation preset.")] = "standard"
-    crop_scale: Annotated[float | None, _knob("Set the smallest random-crop area, share of the square.", low=0.05, high=1)] = None
+    crop_scale: Annotated[
+        float | None, _knob("Set the smallest random-crop area, share of the square.", low=0.05, high=1)
+    ] = None
     rotate_deg: Annotated[float | None, _knob("Rotate by up to so many degrees.", low=0, high=180)] = None
     translate: Annotated[float | None, _knob("Shift by up to this share of the side.", low=0, high=0.9)] = None
     hflip: Annotated[float | None, _knob("Flip left-right with this probability.", low=0, high=1)] = None
     vflip: Annotated[float | None, _knob("Flip top-bottom with this probability.", low=0, high=1)] = None
-    jitter: Annotated[float | None, _knob("Vary brightness, contrast, saturation by up to this share.", low=0, high=1)] = None
+    jitter: Annotated[
+        float | None, _knob("Vary brightness, contrast, saturation by up to this share.", low=0, high=1)
+    ] = None
     trivial: Annotated[bool | None, typer.Option(help="Add one TrivialAugment operation a picture.")] = None
     erase: Annotated[float | None, _knob("Erase a rectangle with this probability.", low=0, high=1)] = None
     mixup: Annotated[float | None, _knob("Mix pairs of pictures, Beta(a, a); 0 is off.", low=0, high=10)] = None
-    cutmix: Annotated[float | None, _knob("Paste patches between pictures, Beta(a, a); 0 is off.", low=0, high=10)] = None
+    cutmix: Annotated[float | None, _knob("Paste patches between pictures, Beta(a, a); 0 is off.", low=0, high=10)] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(AugmentConfig):
     """All that decides a run besides the data."""
 
-    backbone: Annotated[str, typer.Option(help="Name the network; `trainer backbones` lists them.")] = "efficientnet_lite0"
+    backbone: Annotated[str, typer.Option(help="Name the network; `trainer backbones` lists them.")] = (
+        "efficientnet_lite0"
+    )
     weights: Annotated[str, typer.Option(help="Start from pretrained weights: default, none, or a file.")] = "default"
-    image_size: Annotated[int | None, _knob("Set the input side in pixels; default: the backbone's.", low=16, high=1024)] = None
+    image_size: Annotated[
+        int | None, _knob("Set the input side in pixels; default: the backbone's.", low=16, high=1024)
+    ] = None
     epochs: Annotated[int, _knob("Fine-tune for at most so many epochs; 0 keeps the probe.", low=0)] = 8
     batch_size: Annotated[int, _knob("Train on so many pictures a step.", low=2)] = 16
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="Choose the optimizer.")] = "adamw"
@@ -50,7 +60,7 @@ class FitConfig(AugmentConfig):
     balanced_sampling: Annotated[bool, typer.Option(help="Draw every class equally often.")] = False
     batchnorm: Annotated[
         Literal["auto", "train", "frozen"],
-        typer.Option(help="Keep BatchNorm statistics frozen or train them; auto: frozen at the pretrained size."),
+        typer.Option(help="Keep BatchNorm statistics frozen or train them; auto: frozen if pretrained."),
     ] = "auto"
     ema: Annotated[float, _knob("Average weights with this decay a step; 0 is off.", low=0, high=0.9999)] = 0.98
     patience: Annotated[int, _knob("Stop after so many epochs without a better validation score.", low=1)] = 4

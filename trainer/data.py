@@ -20,7 +20,14 @@ from trainer.errors import DataError
 
 Side = Literal["train", "val", "test"]
 SIDES: Final[tuple[Side, ...]] = ("train", "val", "test")
-_VALIDATION_NAMES: Final = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_VALIDATION_NAMES: Final = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _CHECK_PX: Final = 32  # decode as small as the format allows: this only asks whether the file can be read
 
 
@@ -77,7 +84,7 @@ def load_dataset(
         raise DataError(f"{root}: found no folder, wanted train/ and val/, or one folder a class")
     folders = _split_folders(root)
     if folders:
-        found, bad = _scan({side: path for side, path in folders.items()})
+        found, bad = _scan(folders)
         sides: dict[Side, tuple[Picture, ...]] = {side: tuple(found.get(side, ())) for side in SIDES}
         split = "folders " + ", ".join(path.name for path in folders.values())
     else:
@@ -126,7 +133,11 @@ def split_pictures(
         order = sorted(groups, key=lambda sha: hashlib.sha256(f"{seed}/{sha}".encode()).digest())
         val = _share(len(order), val_share)
         test = _share(len(order) - 1, test_share)
-        cuts: dict[Side, list[str]] = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+        cuts: dict[Side, list[str]] = {
+            "val": order[:val],
+            "test": order[val : val + test],
+            "train": order[val + test :],
+        }
         for side, shas in cuts.items():
             sides[side] += [picture for sha in shas for picture in groups[sha]]
     return {side: tuple(sorted(members, key=lambda item: str(item.path))) for side, members in sides.items()}
@@ -194,7 +205,9 @@ def _labels(sides: dict[Side, tuple[Picture, ...]], known: tuple[str, ...] | Non
         return tuple(found)
     strangers = [label for label in found if label not in known]
     if strangers:
-        raise DataError(f"{root}: found classes {strangers[:5]} that the model does not know, wanted some of {list(known[:20])}")
+        raise DataError(
+            f"{root}: found classes {strangers[:5]} that the model does not know, wanted some of {list(known[:20])}"
+        )
     return known
 
 
@@ -218,7 +231,9 @@ def _check_splittable(root: Path, pictures: list[Picture], *, test_share: float)
     distinct = Counter(label for label, _ in {(picture.label, picture.sha256) for picture in pictures})
     for label, count in sorted(distinct.items()):
         if count < wanted:
-            raise DataError(f"{root}: class {label!r} has {count} different picture(s), need at least {wanted} to split")
+            raise DataError(
+                f"{root}: class {label!r} has {count} different picture(s), need at least {wanted} to split"
+            )
 
 
 def _check_classes(dataset: Dataset) -> None:
@@ -227,4 +242,6 @@ def _check_classes(dataset: Dataset) -> None:
     for side, pictures in dataset.sides.items():
         missing = [label for label in dataset.labels if label not in {picture.label for picture in pictures}]
         if missing and (pictures or side != "test"):
-            raise DataError(f"{dataset.root}: {side} has no readable picture of {missing[:5]}; add some, or drop the class")
+            raise DataError(
+                f"{dataset.root}: {side} has no readable picture of {missing[:5]}; add some, or drop the class"
+            )

@@ -55,7 +55,7 @@ class Deployed(nn.Module):
         return self.classifier(self.normalise(images))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def all_logits(model: Deployed, loader: DataLoader[Sample], device: Device) -> tuple[Tensor, Tensor]:
     """Return float32 logits (N, C) and int64 targets (N,) on the CPU, the model in evaluation mode."""
     model.eval()
@@ -67,7 +67,7 @@ def all_logits(model: Deployed, loader: DataLoader[Sample], device: Device) -> t
     return torch.cat(logits), torch.cat(targets)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def all_features(model: Deployed, loader: DataLoader[Sample], device: Device) -> tuple[Tensor, Tensor]:
     """Return float32 features (N, F) and int64 targets (N,) on the CPU, the model in evaluation mode."""
     model.eval()

@@ -55,7 +55,7 @@ class TrainingPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:  # type: ignore[override]  # the sampler yields pairs
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         picture = decode(self._pictures[index].path.read_bytes(), cover_px=self._spec.resize_px)
         with torch.random.fork_rng(devices=[]):
@@ -101,7 +101,7 @@ def steps_per_epoch(picture_count: int, batch_size: int) -> int:
 
 def training_loader(dataset: TrainingPictures, batches: EpochBatches, *, workers: int, pin: bool) -> DataLoader[Sample]:
     """Return a loader of (uint8 (N, H, W, 3), int64 (N,)) over exactly those batches."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)  # type: ignore[arg-type]
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 
 
 def evaluation_loader(dataset: EvaluationPictures, *, batch_size: int, workers: int) -> DataLoader[Sample]:

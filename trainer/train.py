@@ -25,7 +25,14 @@ from trainer.checkpoint import Run, Score, State
 from trainer.data import Picture, Side
 from trainer.errors import TrainerError
 from trainer.network import Deployed, Device, all_features, all_logits
-from trainer.optim import inverse_frequency, loss_of, lr_factor, make_optimizer, set_batchnorm, update_average
+from trainer.optim import (
+    inverse_frequency,
+    loss_of,
+    lr_factor,
+    make_optimizer,
+    set_batchnorm,
+    update_average,
+)
 from trainer.pictures import (
     EpochBatches,
     EvaluationPictures,
@@ -82,12 +89,10 @@ class Session:
 
 def restore_model(run: Run, tensors: dict[str, Tensor]) -> Deployed:
     """Return the network of a run with the weights of a checkpoint."""
-    backbone = build(
-        run.config.backbone, class_count=len(run.labels), weights="none", image_size=run.config.image_size
-    )
+    backbone = build(run.config.backbone, class_count=len(run.labels), weights="none", image_size=run.config.image_size)
     model = Deployed(backbone.model, run.mean, run.std)
     model.load_state_dict(_part(tensors, "model"))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
+    return model.to(memory_format=torch.channels_last)
 
 
 def fit(session: Session) -> Outcome:
@@ -121,7 +126,9 @@ def _probe(session: Session) -> None:
         head.bias.copy_(probe.bias)
     score = Score(accuracy=probe.accuracy, log_loss=probe.log_loss)
     session.state = replace(session.state, probe=score, best=score, stage="fine-tune")
-    session.state = checkpoint.save(session.folder, "best", session.state, _prefixed("model", session.model.state_dict()))
+    session.state = checkpoint.save(
+        session.folder, "best", session.state, _prefixed("model", session.model.state_dict())
+    )
     session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
 
 
@@ -141,7 +148,7 @@ def _fine_tune(session: Session) -> None:
             _epoch(session, epoch, optimizer, average, stop)
             session.state = _finish_epoch(session, epoch, average, board)
             checkpoint.save(session.folder, "last", session.state, _all_tensors(model, average, optimizer))
-            if session.state.finished:
+            if session.state.finished and epoch + 1 < config.epochs:
                 session.progress.say(f"stopped early: no better epoch in {config.patience}")
                 break
     session.state = replace(session.state, finished=True)
@@ -181,7 +188,9 @@ def _epoch(
                 tensors = _all_tensors(session.model, average, optimizer)
                 checkpoint.save(session.folder, "last", session.state, tensors)
             if stop:
-                raise Interrupted(f"interrupted; continue with `trainer fit {session.run.data} --out {session.folder} --resume`")
+                raise Interrupted(
+                    f"interrupted; continue with `trainer fit {session.run.data} --out {session.folder} --resume`"
+                )
 
 
 def _step(
@@ -227,11 +236,14 @@ def _finish_epoch(session: Session, epoch: int, average: dict[str, Tensor], boar
         checkpoint.save(session.folder, "best", state, _prefixed("model", session.model.state_dict()))
     session.model.load_state_dict(own)
     row: dict[str, float | int | str] = {
-        "epoch": epoch, "loss": loss, "val_accuracy": score.accuracy, "val_log_loss": score.log_loss
+        "epoch": epoch,
+        "loss": loss,
+        "val_accuracy": score.accuracy,
+        "val_log_loss": score.log_loss,
     }
     checkpoint.append_history(session.folder, row, before_epoch=epoch)
     for name in ("loss", "val_accuracy", "val_log_loss"):
-        board.add_scalar(name, row[name], epoch)  # type: ignore[no-untyped-call]
+        board.add_scalar(name, row[name], epoch)
     session.progress.epoch_done(epoch, loss=loss, accuracy=score.accuracy)
     waited = epoch - max(state.best_epoch, _best_epoch_number(session.folder))
     return replace(state, finished=waited >= config.patience or epoch + 1 == config.epochs)
@@ -265,9 +277,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def _all_tensors(
-    model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     moments = {
         f"{index}/{name}": torch.as_tensor(value)
         for index, entry in optimizer.state_dict()["state"].items()

@@ -1,0 +1,1 @@
+"""The gRPC service: serves bundles with onnxruntime. Knows neither torch nor the trainer."""

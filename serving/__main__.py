@@ -1,0 +1,5 @@
+"""Run as `python -m serving`."""
+
+from serving.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""The commands of the service: run, classify, bench, health. Results to stdout, logs to stderr.
+
+Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wrong.
+"""
+
+import asyncio
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.table import Table
+
+from bundle.errors import CalotypeError
+from bundle.flags import spread
+from serving import bench as benchmark
+from serving.client import DEFAULT_ADDRESS, Classification, Client
+from serving.errors import ClientError, ServingError, StartupError
+from serving.settings import ServerSettings
+
+app = typer.Typer(
+    help="Serve image classifiers over gRPC.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Images = Annotated[list[Path], typer.Argument(help="Name picture files.", show_default=False)]
+Address = Annotated[str, typer.Option(help="Call the server at this host:port.", envvar="CALOTYPE_SERVER")]
+Model = Annotated[str, typer.Option(help="Ask this model; empty: the default one.")]
+Timeout = Annotated[float, typer.Option(help="Wait at most so many s for an answer.", min=0.001)]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+
+
+class UnreadableFileError(ServingError):
+    """A file named on the command line that cannot be read."""
+
+
+@app.command(context_settings={"auto_envvar_prefix": "CALOTYPE"})
+@spread(ServerSettings)
+def run(
+    models: Annotated[
+        Path,
+        typer.Argument(help="Serve the newest version of every model below this folder.", envvar="CALOTYPE_MODELS"),
+    ],
+    settings: ServerSettings,
+) -> None:
+    """Serve a folder of models until SIGTERM or Ctrl-C."""
+    from serving import server
+    from serving.logs import configure_logs
+
+    configure_logs(log_format=settings.log_format, log_level=settings.log_level)
+    server.run(models, settings)
+
+
+@app.command()
+def classify(
+    images: Images,
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    model: Model = "",
+    top_k: Annotated[int, typer.Option(help="Show so many labels a picture.", min=1)] = 5,
+    min_score: Annotated[float, typer.Option(help="Leave out labels below this score, 0..1.", min=0, max=1)] = 0.0,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Classify picture files with a running server."""
+    with Client(address) as client:
+        answers = [
+            client.classify([data], model=model, top_k=top_k, min_score=min_score, timeout_s=timeout)
+            for data in _read(images)
+        ]
+    _print_json(_as_records(images, answers)) if as_json else _print_answers(images, answers)
+    if any(answer.results[0].error for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    images: Images,
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    model: Model = "",
+    concurrency: Annotated[int, typer.Option(help="Keep so many requests under way (closed loop).", min=1)] = 1,
+    rate: Annotated[float, typer.Option(help="Send so many requests/s, Poisson (open loop); 0: closed.", min=0)] = 0.0,
+    seconds: Annotated[float, typer.Option(help="Measure for so many s.", min=0.1)] = 10.0,
+    requests: Annotated[int, typer.Option(help="Stop after so many requests; 0: only by time.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed the arrivals.")] = 0,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency and throughput of a running server."""
+    load = benchmark.Load(
+        address=address,
+        concurrency=concurrency,
+        rate=rate,
+        seconds=seconds,
+        requests=requests,
+        model=model,
+        timeout_s=timeout,
+        seed=seed,
+    )
+    measured = asyncio.run(benchmark.measure(_read(images), load))
+    _print_json(asdict(measured)) if as_json else _print_measurement(measured)
+    if measured.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def health(
+    address: Address = DEFAULT_ADDRESS,
+    service: Annotated[str, typer.Option(help="Ask for this service or model; empty: the whole server.")] = "",
+    timeout: Timeout = 2.0,
+) -> None:
+    """Ask a server whether it is SERVING; exit 0 if so, else 1."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout
+            )
+            status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+        except grpc.RpcError as error:
+            status = error.code().name
+    typer.echo(status)
+    if status != "SERVING":
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; expected errors become one line on stderr."""
+    try:
+        app()
+    except StartupError as error:
+        _die(error, exit_code=1)
+    except ClientError as error:
+        _die(error, exit_code=2 if error.status in ("INVALID_ARGUMENT", "NOT_FOUND") else 1)
+    except CalotypeError as error:
+        _die(error, exit_code=2)
+
+
+def _die(error: CalotypeError, *, exit_code: int) -> None:
+    typer.echo(" ".join(str(error).split()), err=True)
+    sys.exit(exit_code)
+
+
+def _read(images: list[Path]) -> list[bytes]:
+    try:
+        return [path.read_bytes() for path in images]
+    except OSError as error:
+        raise UnreadableFileError(f"{error.filename}: {error.strerror}; wanted a picture file") from error
+
+
+def _as_records(images: list[Path], answers: list[Classification]) -> list[dict[str, object]]:
+    return [
+        {"image": str(path), "model": answer.model, "version": answer.version, **asdict(answer.results[0])}
+        for path, answer in zip(images, answers, strict=True)
+    ]
+
+
+def _print_answers(images: list[Path], answers: list[Classification]) -> None:
+    table = Table("picture", "label", "score")
+    for path, answer in zip(images, answers, strict=True):
+        result = answer.results[0]
+        if result.error:
+            table.add_row(str(path), f"{result.error.code}: {result.error.message}", "")
+        for place, one in enumerate(result.predictions):
+            table.add_row("" if place else str(path), one.label, f"{one.score:.4f}")
+    Console().print(table)
+
+
+def _print_measurement(measured: benchmark.Measurement) -> None:
+    table = Table("requests", "seconds", "pictures/s", "p50 ms", "p90 ms", "p99 ms", "errors")
+    latencies = (measured.p50_ms, measured.p90_ms, measured.p99_ms)
+    table.add_row(
+        str(measured.requests),
+        f"{measured.seconds:.1f}",
+        f"{measured.pictures_per_s:.1f}",
+        *("-" if math.isnan(value) else f"{value:.1f}" for value in latencies),
+        ", ".join(f"{status}: {number}" for status, number in measured.errors.items()) or "none",
+    )
+    Console().print(table)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))

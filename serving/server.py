@@ -1,0 +1,134 @@
+"""The server's life: startup, serving, shutdown. It listens at once, and says SERVING only after every proof.
+
+SIGTERM or SIGINT: health NOT_SERVING, the lame-duck time, no new requests, the queue finished, exit 0. A second
+signal exits at once.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as aio_health  # type: ignore[attr-defined]  # the stubs lack it
+from grpc_reflection.v1alpha import reflection
+
+from protos import classifier_pb2_grpc
+from serving.catalogue import Catalogue
+from serving.classifier import load_model
+from serving.errors import StartupError
+from serving.service import SERVICE_NAME, ClassifierService
+from serving.settings import ServerSettings
+
+_FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+
+log = structlog.get_logger(__name__)
+
+
+class Server:
+    """One server in one event loop: `startup`, then `shutdown`. `port` is the bound one after `startup`."""
+
+    def __init__(self, catalogue: Catalogue, settings: ServerSettings) -> None:
+        self._catalogue = catalogue
+        self._settings = settings
+        self._grpc = grpc.aio.server(options=_options(settings))
+        self._service = ClassifierService(catalogue, max_images_per_request=settings.max_images_per_request)
+        self._health = aio_health.HealthServicer()
+        self.port = 0
+
+    async def startup(self) -> None:
+        """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._service, self._grpc)  # type: ignore[no-untyped-call]  # generated
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        await self._say(_NOT_SERVING)
+        try:
+            self.port = self._grpc.add_insecure_port(self._settings.address)
+        except RuntimeError as error:
+            raise StartupError(f"{self._settings.address}: cannot listen there; choose another --address") from error
+        await self._grpc.start()
+        await asyncio.to_thread(self._catalogue.load_all)
+
+    async def say_serving(self) -> None:
+        """Report SERVING overall, for the service and for each model."""
+        await self._say(_SERVING)
+
+    async def shutdown(self) -> None:
+        """Drain: see the module."""
+        await self._health.enter_graceful_shutdown()
+        if self._settings.lame_duck_s:
+            await asyncio.sleep(self._settings.lame_duck_s)
+        self._catalogue.start_draining()
+        stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_s))
+        idle = asyncio.create_task(self._service.idle.wait())
+        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self._grpc.stop(min(_FLUSH_S, self._settings.drain_s))  # health watchers would hold it for all of drain_s
+        await stopping
+        await asyncio.to_thread(self._catalogue.close, self._settings.drain_s)
+
+    async def abandon(self) -> None:
+        """Stop listening at once, after a failed startup."""
+        await self._grpc.stop(0)
+        await asyncio.to_thread(self._catalogue.close, 0.0)
+
+    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        ready = {entry.name for entry in self._catalogue.entries() if entry.state == "READY"}
+        for name in ("", SERVICE_NAME, *sorted(ready)):
+            await self._health.set(name, status)
+
+
+def run(models: Path, settings: ServerSettings) -> None:
+    """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
+    asyncio.run(_main(models, settings))
+
+
+async def _main(models: Path, settings: ServerSettings) -> None:
+    started = time.monotonic()
+    stop = _stop_on_signal()
+    catalogue = Catalogue(models, lambda folder: load_model(folder, settings), default_model=settings.default_model)
+    server = Server(catalogue, settings)
+    try:
+        await server.startup()
+    except BaseException:
+        await server.abandon()
+        raise
+    if not stop.is_set():
+        await server.say_serving()
+        log.info("SERVING", port=server.port, seconds=round(time.monotonic() - started, 2), pid=os.getpid())
+    await stop.wait()
+    log.info("draining")
+    await server.shutdown()
+    log.info("stopped")
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients behind balancers ping every 30 s
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.so_reuseport", 0),  # two servers on one port must fail, not share it silently
+    ]

@@ -1,0 +1,110 @@
+"""Golden pictures refuse every bundle whose answers changed, and only those."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import BundleError, GoldenError
+from bundle.golden import answers, replay
+from bundle.repository import GOLDEN_FOLDER, Bundle, load_bundle, write_manifest
+from bundle.runtime import open_model
+from tests.bundle.tiny_bundle import SPEC, forge, golden_files, graph, make_bundle
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "models")
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_an_untouched_bundle_passes(tiny: Bundle):
+    """The answers here are the answers at export."""
+    assert replay(open_model(tiny)) < 1e-5
+
+
+def test_answers_are_those_computed_by_hand(tiny: Bundle):
+    """Black gets (4, -4), white (-4, 4), and the white frame around black is cropped away."""
+    logits = answers(open_model(tiny), tiny.golden_pictures(), SPEC)
+    np.testing.assert_allclose(logits, [[4, -4], [-4, 4], [4, -4]], atol=1e-5)
+
+
+def test_a_changed_constant_in_the_graph_is_refused(tiny: Bundle):
+    """Hash and metadata fit the changed graph, so only its answers betray it."""
+    forged = forge(tiny, graph(tiny.manifest.contract, steepness=4.0))
+    with pytest.raises(GoldenError, match=r"black\.png answers 'dark'.*tolerance 0\.001"):
+        replay(open_model(forged))
+
+
+def test_another_resize_told_consistently_is_refused(tiny: Bundle):
+    """Manifest and model agree on the wrong resize; the framed picture shows it."""
+    contract = replace(tiny.manifest.contract, preprocess=replace(SPEC, resize_px=4))
+    forged = forge(tiny, graph(contract), contract=contract)
+    with pytest.raises(GoldenError, match=r"framed\.png answers 'light'.*at export 'dark'"):
+        replay(open_model(forged))
+
+
+def test_another_resize_in_the_manifest_alone_is_refused(tiny: Bundle):
+    """The contract inside the model names the field that differs."""
+    contract = replace(tiny.manifest.contract, preprocess=replace(SPEC, resize_px=4))
+    write_manifest(tiny.folder, replace(tiny.manifest, contract=contract))
+    with pytest.raises(BundleError, match="disagree on preprocess"):
+        open_model(load_bundle(tiny.folder))
+
+
+def test_swapped_labels_are_refused(tiny: Bundle):
+    """The contract inside the model still has the old order."""
+    contract = replace(tiny.manifest.contract, labels=("light", "dark"))
+    write_manifest(tiny.folder, replace(tiny.manifest, contract=contract))
+    with pytest.raises(BundleError, match="disagree on labels"):
+        open_model(load_bundle(tiny.folder))
+
+
+def test_a_changed_temperature_is_refused(tiny: Bundle):
+    """The contract inside the model still has the old temperature."""
+    contract = replace(tiny.manifest.contract, temperature=2.0)
+    write_manifest(tiny.folder, replace(tiny.manifest, contract=contract))
+    with pytest.raises(BundleError, match=r"disagree on temperature: 2\.0 here, 1\.0"):
+        open_model(load_bundle(tiny.folder))
+
+
+def test_one_flipped_byte_in_a_golden_picture_is_refused(tiny: Bundle):
+    """The picture is no longer the one that was exported."""
+    flip_byte(tiny.folder / GOLDEN_FOLDER / "white.png")
+    with pytest.raises(BundleError, match=r"white\.png: sha256 is"):
+        replay(open_model(tiny))
+
+
+def test_one_flipped_byte_in_the_model_is_refused(tiny: Bundle):
+    """No session is opened on a file that was changed."""
+    flip_byte(tiny.folder / tiny.manifest.variants[0].file)
+    with pytest.raises(BundleError, match="sha256 is"):
+        open_model(tiny)
+
+
+def test_a_golden_picture_that_cannot_be_read_is_refused(tiny: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """A decoder that fails on this machine is found before serving."""
+    files = [data[:60] for data in golden_files().values()]
+    monkeypatch.setattr(Bundle, "golden_pictures", lambda self: files)
+    with pytest.raises(GoldenError, match="a golden picture cannot be read: PNG"):
+        replay(open_model(tiny))
+
+
+def test_answers_that_are_not_numbers_are_refused(tiny: Bundle):
+    """NaN compares false with every tolerance and must not pass for it."""
+    forged = forge(tiny, graph(tiny.manifest.contract, steepness=float("nan")))
+    with pytest.raises(GoldenError):
+        replay(open_model(forged))
+
+
+def test_another_best_label_is_refused_within_any_tolerance(tiny: Bundle):
+    """A wide tolerance forgives a difference of scores, never another answer."""
+    forged = forge(tiny, graph(tiny.manifest.contract, steepness=-8.0), tolerance=1.0)
+    with pytest.raises(GoldenError, match=r"black\.png answers 'light'"):
+        replay(open_model(forged))

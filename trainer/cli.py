@@ -1,0 +1,215 @@
+"""The trainer's command line. Results go to stdout, progress to stderr; a user's error is one line and exit code 2."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bundle.errors import CalotypeError, ImageError
+from bundle.flags import spread
+from trainer.config import AugmentConfig, FitConfig
+from trainer.errors import ParityError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Train an image classifier and export it with proof."
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at a data folder.")
+app.add_typer(data_app, name="data")
+out = Console(highlight=False, soft_wrap=True)
+
+DataFolder = Annotated[Path, typer.Argument(help="Name a folder with train/ and val/, or one folder a class.")]
+RunFolder = Annotated[Path, typer.Argument(help="Name a run folder that `trainer fit` wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+@spread(FitConfig)
+def fit(
+    data: DataFolder,
+    out_folder: Annotated[Path, typer.Option("--out", help="Write the run into this folder.")],
+    config: FitConfig,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,
+) -> None:
+    """Train on a folder of pictures: linear probe, then fine-tuning; the better one is kept."""
+    from trainer import runs  # torch takes seconds to import; --help should not
+
+    session = runs.resume(out_folder) if resume else runs.begin(data, out_folder, config)
+    outcome = runs.finish(session)
+    table = Table("stage", "validation accuracy", "log-loss", "seconds")
+    table.add_row(
+        "linear probe", f"{outcome.probe.accuracy:.4f}", f"{outcome.probe.log_loss:.4f}", f"{outcome.seconds_probe:.1f}"
+    )
+    if outcome.fine_tuned:
+        score = outcome.fine_tuned
+        table.add_row(
+            "fine-tuned", f"{score.accuracy:.4f}", f"{score.log_loss:.4f}", f"{outcome.seconds_fine_tune:.1f}"
+        )
+    out.print(table)
+    out.print(f"kept the {outcome.kept} in {out_folder}; next: trainer export {out_folder} --to models --name NAME")
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="Name a run folder, or a bundle models/NAME/VERSION.")],
+    data: DataFolder,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run or a bundle on labelled pictures; a bundle answers through ONNX Runtime as in production."""
+    from trainer import runs
+
+    evaluation = runs.evaluate_target(target, data)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(evaluation), indent=1))
+        return
+    table = Table("measure", "value", "95 % interval", title=f"{evaluation.picture_count} pictures")
+    for name, interval in evaluation.headlines.items():
+        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
+    out.print(table)
+    classes = Table("class", "count", "precision", "recall", "F1")
+    for row in evaluation.classes:
+        classes.add_row(row.label, str(row.count), _share(row.precision), _share(row.recall), f"{row.f1:.3f}")
+    out.print(classes)
+    if len(evaluation.classes) <= 20:
+        confusion = Table("truth \\ answer", *(row.label for row in evaluation.classes))
+        for row, counts in zip(evaluation.classes, evaluation.confusion, strict=True):
+            confusion.add_row(row.label, *map(str, counts))
+        out.print(confusion)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    name: Annotated[str, typer.Option("--name", help="Name the model.")],
+    to: Annotated[Path, typer.Option("--to", help="Write below this folder.")] = Path("models"),
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX only; neither flag means both.")] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="Write TorchScript too.")] = False,
+) -> None:
+    """Write the next version of a model, after proving that every runtime gives the same answers."""
+    from trainer.export import export as export_run
+
+    exported = export_run(run, to, name, with_torchscript=torchscript or not onnx)
+    table = Table(
+        "runtime", "pictures", "equal top-1", "largest difference", title=f"parity with torch on {exported.held_out}"
+    )
+    for parity in exported.parity:
+        table.add_row(parity.runtime, str(parity.picture_count), str(parity.equal_top1), f"{parity.max_difference:.1e}")
+    out.print(table)
+    top1 = exported.metrics["top-1"]
+    out.print(
+        f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f}), temperature {exported.temperature:.3f}"
+    )
+    out.print(f"wrote {exported.folder}; next: serving run {to}")
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Name a bundle models/NAME/VERSION.")],
+    paths: Annotated[list[Path], typer.Argument(help="Name pictures, or folders of pictures.")],
+    top_k: Annotated[int, typer.Option(help="Show so many labels.", min=1)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Classify files with the deployed ONNX model."""
+    from bundle.preprocess import load_input
+    from bundle.repository import load_bundle
+    from bundle.runtime import open_model
+    from bundle.scores import probabilities, rank
+
+    model = open_model(load_bundle(bundle))
+    contract = model.bundle.manifest.contract
+    failures = 0
+    for path in _files(paths):
+        try:
+            logits = model.run(load_input(path.read_bytes(), contract.preprocess)[None])
+        except (ImageError, OSError) as error:
+            failures += 1
+            typer.echo(json.dumps({"path": str(path), "error": str(error)}) if as_json else f"{path}: {error}")
+            continue
+        ranked = rank(probabilities(logits[0], temperature=contract.temperature), contract.labels, top_k=top_k)
+        if as_json:
+            typer.echo(json.dumps({"path": str(path), "predictions": [dataclasses.asdict(item) for item in ranked]}))
+        else:
+            typer.echo(f"{path}: " + ", ".join(f"{item.label} {item.score:.4f}" for item in ranked))
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def backbones(as_json: AsJson = False) -> None:
+    """List the networks by name; any timm model goes as timm:NAME."""
+    from trainer.backbones import infos
+
+    rows = infos()
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    table = Table("name", "parameters (M)", "GMACs", "ImageNet top-1 (%)", "input (px)", "weights offline")
+    for row in rows:
+        figures = (row.parameters_m, row.gmacs, row.top1)
+        table.add_row(
+            row.name,
+            *(f"{value:.1f}" if value is not None else "–" for value in figures),
+            str(row.input_px),
+            "yes" if row.offline else "no",
+        )
+    out.print(table)
+
+
+@data_app.command("check")
+def data_check(data: DataFolder) -> None:
+    """Count pictures by class and side, and list files that cannot be read."""
+    from trainer.data import SIDES, load_dataset
+
+    defaults = FitConfig()
+    dataset = load_dataset(
+        data, seed=defaults.seed, val_share=defaults.val_share, test_share=defaults.test_share, max_bad=1.0
+    )
+    table = Table("class", *SIDES, title=f"{data}: {dataset.split}")
+    for label in dataset.labels:
+        table.add_row(label, *(str(sum(item.label == label for item in dataset.sides[side])) for side in SIDES))
+    out.print(table)
+    for item in dataset.bad:
+        out.print(f"unreadable: {item.path}: {item.reason}", markup=False)
+    out.print(
+        f"{sum(map(len, dataset.sides.values()))} pictures, {len(dataset.bad)} unreadable; next: trainer fit {data} --out runs/NAME"
+    )
+
+
+@data_app.command("preview")
+@spread(AugmentConfig)
+def data_preview(
+    data: DataFolder,
+    config: AugmentConfig,
+    to: Annotated[Path, typer.Option("--to", help="Write this PNG.")] = Path("preview.png"),
+) -> None:
+    """Write a contact sheet of augmented pictures."""
+    from trainer.preview import write_preview
+
+    write_preview(data, config, to)
+    out.print(f"wrote {to}; next: trainer fit {data} --out runs/NAME --augment {config.augment}")
+
+
+def _files(paths: Iterable[Path]) -> Iterable[Path]:
+    for path in paths:
+        yield from sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else (path,)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def main() -> None:
+    """Run the command line; expected errors end it with one line."""
+    try:
+        app()
+    except ParityError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except CalotypeError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)

@@ -1,0 +1,213 @@
+"""Write a run as the next version of a model: ONNX and TorchScript, golden pictures, manifest; only if all agree."""
+
+import datetime
+import importlib.metadata
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import torch
+
+from bundle.golden import answers, replay
+from bundle.manifest import (
+    CONTRACT_KEY,
+    IMAGES,
+    LOGITS,
+    Contract,
+    GoldenPicture,
+    Interval,
+    Manifest,
+    Twin,
+    Variant,
+    contract_to_json,
+)
+from bundle.preprocess import load_input
+from bundle.repository import GOLDEN_FOLDER, Bundle, file_sha256, load_bundle, new_version, write_manifest
+from bundle.runtime import open_model
+from bundle.scores import probabilities
+from trainer import checkpoint
+from trainer.checkpoint import Run
+from trainer.data import Picture, Side
+from trainer.metrics import evaluate, fit_temperature
+from trainer.network import Deployed
+from trainer.proof import Parity, prove
+from trainer.train import restore_model
+
+OPSET: Final = 18
+MAX_IR: Final = 10
+GOLDEN_COUNT: Final = 8
+GOLDEN_TOLERANCE: Final = 1e-3  # ten times the proof's: other CPUs round otherwise
+PROOF_FILES: Final = 500  # all where there are fewer; at least 200 are asked for
+_LIBRARIES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "timm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export wrote and proved."""
+
+    folder: Path
+    temperature: float
+    parity: list[Parity]
+    metrics: dict[str, Interval]
+    held_out: Side
+
+
+def export(run_folder: Path, models: Path, name: str, *, with_torchscript: bool = True) -> Exported:
+    """Write models/name/<next version>; raises ParityError, and then nothing is left behind.
+
+    ONNX is always written: it is what the server runs. TorchScript is its twin, proved beside it.
+    """
+    run = checkpoint.read_run(run_folder)
+    _, tensors = checkpoint.load(run_folder, "best")
+    model = restore_model(run, tensors).eval()
+    sides = checkpoint.read_split(run_folder)
+    held_out: Side = "test" if sides["test"] else "val"
+    temperature = _temperature(model, run, sides["val"])
+    with new_version(models, name) as (folder, version):
+        contract = Contract(
+            name=name,
+            version=version,
+            labels=run.labels,
+            preprocess=run.spec,
+            mean=run.mean,
+            std=run.std,
+            temperature=temperature,
+        )
+        twins = (write_torchscript(model, contract, folder / "model.torchscript.pt"),) if with_torchscript else ()
+        write_onnx(model, contract, folder / "model.onnx")
+        manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
+        manifest, parity = _prove_and_measure(manifest, folder, model, run.labels, sides[held_out])
+    return Exported(
+        folder=models / name / str(version),
+        temperature=temperature,
+        parity=parity,
+        metrics=manifest.metrics,
+        held_out=held_out,
+    )
+
+
+def write_onnx(model: Deployed, contract: Contract, path: Path) -> None:
+    """Write one ONNX file, opset 18, dynamic batch, with the contract in its metadata."""
+    side = contract.preprocess.crop_px
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[IMAGES.name],
+            output_names=[LOGITS.name],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    proto.ir_version = min(proto.ir_version, MAX_IR)
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=CONTRACT_KEY, value=contract_to_json(contract))
+    onnx.save(proto, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def write_torchscript(model: Deployed, contract: Contract, path: Path) -> Twin:
+    """Trace the network and save it with the contract among its extra files."""
+    side = contract.preprocess.crop_px
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and asked for all the same
+        traced = torch.jit.trace(model, torch.zeros(2, side, side, 3, dtype=torch.uint8))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path), _extra_files={CONTRACT_KEY: contract_to_json(contract)})
+    return Twin(runtime="torchscript", file=path.name, sha256=file_sha256(path))
+
+
+def choose_golden(pictures: tuple[Picture, ...]) -> tuple[Picture, ...]:
+    """Return up to 8 pictures: class after class in turn, the smallest files first, so that bundles stay light."""
+    by_label: dict[str, list[Picture]] = {}
+    for picture in sorted(pictures, key=lambda item: (item.path.stat().st_size, item.sha256)):
+        by_label.setdefault(picture.label, []).append(picture)
+    turns = max(len(members) for members in by_label.values())
+    in_turn = [
+        by_label[label][turn] for turn in range(turns) for label in sorted(by_label) if turn < len(by_label[label])
+    ]
+    return tuple(in_turn[:GOLDEN_COUNT])
+
+
+def _draft(
+    run: Run, contract: Contract, twins: tuple[Twin, ...], folder: Path, golden: tuple[Picture, ...]
+) -> Manifest:
+    """Return a manifest whose golden answers are still to be measured."""
+    (folder / GOLDEN_FOLDER).mkdir()
+    items = []
+    for number, picture in enumerate(golden):
+        file = f"{number:02d}{picture.path.suffix.lower()}"
+        (folder / GOLDEN_FOLDER / file).write_bytes(picture.path.read_bytes())
+        items.append(GoldenPicture(file=file, sha256=file_sha256(folder / GOLDEN_FOLDER / file), label=picture.label))
+    variant = Variant(
+        precision="fp32",
+        file="model.onnx",
+        sha256=file_sha256(folder / "model.onnx"),
+        golden_logits=tuple((0.0,) * len(contract.labels) for _ in golden),
+        tolerance=GOLDEN_TOLERANCE,
+    )
+    created = datetime.datetime.now(datetime.UTC)
+    if "SOURCE_DATE_EPOCH" in os.environ:
+        created = datetime.datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), datetime.UTC)
+    return Manifest(
+        contract=contract,
+        created=created.isoformat(timespec="seconds"),
+        variants=(variant,),
+        twins=twins,
+        golden=tuple(items),
+        metrics={},
+        provenance=replace(
+            run.provenance, libraries={library: importlib.metadata.version(library) for library in _LIBRARIES}
+        ),
+    )
+
+
+def _prove_and_measure(
+    manifest: Manifest, folder: Path, model: Deployed, labels: tuple[str, ...], held_out: tuple[Picture, ...]
+) -> tuple[Manifest, list[Parity]]:
+    write_manifest(folder, manifest)
+    bundle = load_bundle(folder)
+    parity = prove(bundle, model, labels, held_out[:PROOF_FILES])
+    onnx_model = open_model(bundle)
+    logits = answers(onnx_model, bundle.golden_pictures(), manifest.contract.preprocess)
+    evaluation = evaluate(
+        bundle_probabilities(bundle, held_out), np.array([labels.index(item.label) for item in held_out]), labels
+    )
+    variant = replace(
+        manifest.variants[0],
+        golden_logits=tuple(tuple(float(value) for value in row) for row in logits),
+        accuracy=evaluation.headlines["top-1"],
+    )
+    proved = replace(manifest, variants=(variant,), metrics=evaluation.headlines)
+    write_manifest(folder, proved)
+    replay(open_model(load_bundle(folder)))
+    return proved, parity
+
+
+def bundle_probabilities(
+    bundle: Bundle, pictures: tuple[Picture, ...]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Return calibrated probabilities (N, C) of files through the serving preprocessing and ONNX Runtime."""
+    contract = bundle.manifest.contract
+    model = open_model(bundle, intra_op_threads=len(os.sched_getaffinity(0)))
+    rows = [model.run(load_input(item.path.read_bytes(), contract.preprocess)[np.newaxis]) for item in pictures]
+    return probabilities(np.concatenate(rows), temperature=contract.temperature)
+
+
+def _temperature(model: Deployed, run: Run, pictures: tuple[Picture, ...]) -> float:
+    logits = []
+    with torch.inference_mode():
+        for item in pictures:
+            image = torch.from_numpy(load_input(item.path.read_bytes(), run.spec).copy())
+            logits.append(model(image[None]).numpy())
+    targets = np.array([run.labels.index(item.label) for item in pictures])
+    return fit_temperature(np.concatenate(logits).astype(np.float64), targets)

@@ -1,0 +1,128 @@
+"""The export proof: the same real files through torch, TorchScript and ONNX Runtime, answer by answer."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bundle.manifest import CONTRACT_KEY, check_embedded
+from bundle.preprocess import load_input
+from bundle.repository import Bundle
+from bundle.runtime import open_model
+from bundle.scores import probabilities
+from trainer.data import Picture
+from trainer.errors import ParityError
+from trainer.network import Deployed
+
+MAX_DIFFERENCE: Final = 1e-4  # of a probability, fp32
+BATCH_SIZES: Final = (1, 2, 3, 8, 16)
+_SHOWN: Final = 10
+
+Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How one runtime compares with torch on the same files."""
+
+    runtime: str
+    picture_count: int
+    equal_top1: int
+    max_difference: float  # of a probability
+
+
+def prove(bundle: Bundle, reference: Deployed, labels: tuple[str, ...], files: tuple[Picture, ...]) -> list[Parity]:
+    """Compare every runtime of a bundle with torch on real files, in batches of several sizes.
+
+    `labels` are those of the run: a bundle that names its answers otherwise fails. Raises ParityError with a table of
+    offenders, BundleError where a file is not what its manifest says.
+    """
+    contract = bundle.manifest.contract
+    images = np.stack([load_input(item.path.read_bytes(), contract.preprocess) for item in files])
+    wanted = probabilities(_in_batches(_torch_runner(reference), images), temperature=contract.temperature)
+    results = []
+    for name, run in _runners(bundle).items():
+        found = probabilities(_in_batches(run, images), temperature=contract.temperature)
+        _check(name, found, wanted, labels=labels, bundle_labels=contract.labels, files=files)
+        results.append(
+            Parity(
+                runtime=name,
+                picture_count=len(files),
+                equal_top1=int((found.argmax(1) == wanted.argmax(1)).sum()),
+                max_difference=float(np.abs(found - wanted).max()),
+            )
+        )
+    return results
+
+
+def _runners(bundle: Bundle) -> dict[str, Runner]:
+    runners: dict[str, Runner] = {}
+    for variant in bundle.manifest.variants:
+        runners[f"onnxruntime {variant.precision}"] = open_model(bundle, precision=variant.precision).run
+    for twin in bundle.manifest.twins:
+        bundle.read(twin.file, twin.sha256)
+        runners[twin.runtime] = _torchscript_runner(bundle, bundle.folder / twin.file)
+    return runners
+
+
+def _torchscript_runner(bundle: Bundle, path: Path) -> Runner:
+    extra = {CONTRACT_KEY: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and asked for all the same
+        module = torch.jit.load(str(path), _extra_files=extra)  # type: ignore[no-untyped-call]
+    embedded: str | bytes = extra[CONTRACT_KEY]
+    check_embedded(
+        bundle.manifest.contract, embedded.decode() if isinstance(embedded, bytes) else embedded, source=str(path)
+    )
+    return _torch_runner(module)
+
+
+def _torch_runner(module: torch.nn.Module) -> Runner:
+    module.eval()
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
+
+
+def _in_batches(run: Runner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Run all pictures once, in batches that take each of BATCH_SIZES in turn."""
+    rows, start, turn = [], 0, 0
+    while start < len(images):
+        size = BATCH_SIZES[turn % len(BATCH_SIZES)]
+        rows.append(run(images[start : start + size]))
+        start, turn = start + size, turn + 1
+    return np.concatenate(rows)
+
+
+def _check(
+    runtime: str,
+    found: NDArray[np.float64],
+    wanted: NDArray[np.float64],
+    *,
+    labels: tuple[str, ...],
+    bundle_labels: tuple[str, ...],
+    files: tuple[Picture, ...],
+) -> None:
+    differences = np.abs(found - wanted).max(1)
+    lines = []
+    for item, difference, here, there in zip(files, differences, found, wanted, strict=True):
+        answer, truth = bundle_labels[int(here.argmax())], labels[int(there.argmax())]
+        if answer != truth or not difference <= MAX_DIFFERENCE:  # written so that NaN fails
+            lines.append(
+                f"  {item.path.name}  torch {truth} {there.max():.5f}  {runtime} {answer} {here.max():.5f}  off {difference:.1e}"
+            )
+    if lines:
+        shown = "\n".join(lines[:_SHOWN]) + (f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
+        raise ParityError(
+            f"{runtime} disagrees with torch on {len(lines)} of {len(files)} pictures "
+            f"(wanted equal labels, probabilities within {MAX_DIFFERENCE:g}); nothing was written\n{shown}"
+        )
