@@ -102,4 +102,5 @@ def _check_ends(session: ort.InferenceSession, path: Path, *, crop_px: int, clas
 
 
 def _free_batch(shape: list[int | str | None]) -> list[int | str | None]:
-    return ["N" if not isinstance(size, int) else size for size in shape[:1]] + shape[1:]  # a fixed batch stays a number
+    batch = [size if isinstance(size, int) else "N" for size in shape[:1]]  # a fixed batch stays, and is refused
+    return batch + shape[1:]

@@ -94,7 +94,7 @@ def _classify(run: Path, name: str, address: str) -> tuple[int, int]:
     done = subprocess.run(
         [*command, *(str(item.path) for item in pictures)], capture_output=True, text=True, check=True
     )
-    answers = [json.loads(line)["predictions"] for line in done.stdout.splitlines()]
+    answers = [record["predictions"] for record in json.loads(done.stdout)]
     table = Table("picture", "truth", "top 3", "score")
     for item, answer in list(zip(pictures, answers, strict=True))[:: max(1, len(pictures) // SHOWN)][:SHOWN]:
         labels = ", ".join(prediction["label"] for prediction in answer)

@@ -8,14 +8,12 @@ its preparation or of its batch, DeadlineExceededError, or a cancellation.
 Knows nothing of pictures, models or the network.
 """
 
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
@@ -90,8 +88,6 @@ class Batcher(Generic[Payload, Row, Answer]):
         tickets = [_Ticket[Answer](Future(), size_bytes, deadline) for size_bytes in sizes_bytes]
         with self._lock:
             self._check_room(len(tickets), sum(sizes_bytes))
-            for ticket in tickets:
-                ticket.future.add_done_callback(partial(self._done, ticket.size_bytes))
             self._incoming.extend(zip(tickets, payloads, strict=True))
             self._queued_items += len(tickets)
             self._queued_bytes += sum(sizes_bytes)
@@ -130,98 +126,115 @@ class Batcher(Generic[Payload, Row, Answer]):
             )
 
     def _prepare_loop(self) -> None:
-        while True:
-            with self._lock:
-                while not self._incoming:
-                    if self._is_closing:
-                        return
-                    self._has_incoming.wait()
-                ticket, payload = self._incoming.popleft()
-                self._preparing += 1
-            row = self._prepare_one(ticket, payload)
-            with self._lock:
-                self._preparing -= 1
-                if row is not None:
-                    self._ready.append((ticket, row, self._clock()))
-                    self._has_ready.notify()
-                if self._is_closing:
-                    self._has_ready.notify_all()
+        while (entry := self._next_incoming()) is not None:
+            ticket, payload = entry
+            row, error = None, _past_deadline() if self._is_late(ticket) else None
+            if error is None and not ticket.future.cancelled():
+                try:
+                    row = self._prepare(payload)
+                except Exception as failure:  # noqa: BLE001 -- whatever it is, it belongs to this item's caller
+                    error = failure
+            self._finish_prepare(ticket, row, error)
 
-    def _prepare_one(self, ticket: _Ticket[Answer], payload: Payload) -> Row | None:
-        if not self._is_wanted(ticket):
-            return None
-        try:
-            return self._prepare(payload)
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, this item's caller gets it
+    def _next_incoming(self) -> tuple[_Ticket[Answer], Payload] | None:
+        with self._lock:
+            while not self._incoming:
+                if self._is_closing:
+                    return None
+                self._has_incoming.wait()
+            self._preparing += 1
+            return self._incoming.popleft()
+
+    def _finish_prepare(self, ticket: _Ticket[Answer], row: Row | None, error: Exception | None) -> None:
+        with self._lock:
+            self._preparing -= 1
+            if row is not None:
+                self._ready.append((ticket, row, self._clock()))
+                self._has_ready.notify()
+            else:
+                self._leave_queue(ticket)
+            if self._is_closing:
+                self._has_ready.notify_all()
+        if error is not None:
             _fail(ticket, error)
-            return None
 
     def _run_loop(self) -> None:
         while (batch := self._next_batch()) is not None:
-            wanted = [
-                (ticket, row)
-                for ticket, row in batch
-                if self._is_wanted(ticket) and ticket.future.set_running_or_notify_cancel()
-            ]
-            if wanted:
-                self._run_batch([ticket for ticket, _ in wanted], [row for _, row in wanted])
+            live, expired = batch
+            for ticket in expired:
+                _fail(ticket, _past_deadline())
+            if live:
+                self._run_batch([ticket for ticket, _ in live], [row for _, row in live])
 
     def _run_batch(self, tickets: list[_Ticket[Answer]], rows: list[Row]) -> None:
         try:
             answers = self._run(rows)
             if len(answers) != len(rows):
-                raise RuntimeError(f"the engine gave {len(answers)} answers to {len(rows)} items")
-        except BaseException as error:  # noqa: BLE001 -- whatever it is, the batch's callers get it
+                raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this batch's callers
             for ticket in tickets:
                 ticket.future.set_exception(error)
             return
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
 
-    def _next_batch(self) -> list[tuple[_Ticket[Answer], Row]] | None:
+    def _next_batch(self) -> tuple[list[tuple[_Ticket[Answer], Row]], list[_Ticket[Answer]]] | None:
+        """Wait for work; return what to run (futures marked running) and what has expired, or None at the end."""
         with self._lock:
             self._idle += 1
             try:
-                while True:
-                    if self._ready:
-                        wait_s = self._hold_s()
-                        if wait_s <= 0:
-                            taken = [self._ready.popleft() for _ in range(self._batch_size())]
-                            return [(ticket, row) for ticket, row, _ in taken]
-                        self._has_ready.wait(wait_s)
-                    elif self._is_closing and not self._incoming and not self._preparing:
+                while not self._ready or (window_s := self._window_s()) > 0:
+                    if not self._ready and self._is_closing and not self._incoming and not self._preparing:
                         return None
-                    else:
-                        self._has_ready.wait()
+                    self._has_ready.wait(window_s if self._ready else None)
+                expired = self._sweep()
+                live = [self._ready.popleft() for _ in range(self._share())]
+                for ticket, _, _ in live:
+                    self._leave_queue(ticket)
+                if self._ready:  # a thread that waited out its window may have used up others' wake-ups
+                    self._has_ready.notify()
             finally:
                 self._idle -= 1
+        return [(ticket, row) for ticket, row, _ in live if ticket.future.set_running_or_notify_cancel()], expired
 
-    def _batch_size(self) -> int:
-        """The largest warmed size within a fair share of what is ready."""
-        share = math.ceil(len(self._ready) / self._idle)
-        return max((size for size in self._limits.batch_sizes if size <= share), default=1)
-
-    def _hold_s(self) -> float:
-        limits = self._limits
-        if self._is_closing or not limits.max_wait_ms or len(self._ready) >= limits.batch_sizes[-1]:
+    def _window_s(self) -> float:
+        """Return how long the oldest ready item may still wait for company, in seconds."""
+        if self._is_closing or not self._limits.max_wait_ms or len(self._ready) >= self._limits.batch_sizes[-1]:
             return 0.0
-        return self._ready[0][2] + limits.max_wait_ms / 1000 - self._clock()
+        return self._ready[0][2] + self._limits.max_wait_ms / 1000 - self._clock()
 
-    def _is_wanted(self, ticket: _Ticket[Answer]) -> bool:
-        if ticket.future.cancelled():
-            return False
-        if ticket.deadline is not None and self._clock() > ticket.deadline:
-            _fail(ticket, DeadlineExceededError("the deadline passed while this waited; allow more time, or send less"))
-            return False
-        return True
+    def _share(self) -> int:
+        """Return how many ready items an idle instance takes: an even share, cut to a warmed batch size."""
+        even = -(-len(self._ready) // self._idle)
+        return max((size for size in self._limits.batch_sizes if size <= even), default=0)
 
-    def _done(self, size_bytes: int, _: Future[Answer]) -> None:
-        """Give room back: called once a future, however it ended, and never while the lock is held."""
-        with self._lock:
-            self._queued_items -= 1
-            self._queued_bytes -= size_bytes
+    def _sweep(self) -> list[_Ticket[Answer]]:
+        """Drop cancelled and expired items from the ready ones; return the expired."""
+        kept: deque[tuple[_Ticket[Answer], Row, float]] = deque()
+        expired = []
+        for entry in self._ready:
+            ticket, is_late = entry[0], self._is_late(entry[0])
+            if not is_late and not ticket.future.cancelled():
+                kept.append(entry)
+                continue
+            self._leave_queue(ticket)
+            if is_late:
+                expired.append(ticket)
+        self._ready = kept
+        return expired
+
+    def _leave_queue(self, ticket: _Ticket[Answer]) -> None:
+        self._queued_items -= 1
+        self._queued_bytes -= ticket.size_bytes
+
+    def _is_late(self, ticket: _Ticket[Answer]) -> bool:
+        return ticket.deadline is not None and ticket.deadline <= self._clock()
 
 
-def _fail(ticket: _Ticket[Answer], error: BaseException) -> None:
+def _past_deadline() -> Exception:
+    return DeadlineExceededError("the deadline passed while this waited in the queue; allow more time or send less")
+
+
+def _fail(ticket: _Ticket[Answer], error: Exception) -> None:
     if ticket.future.set_running_or_notify_cancel():
         ticket.future.set_exception(error)

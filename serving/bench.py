@@ -82,12 +82,12 @@ async def _open_loop(client: AsyncClient, images: Sequence[bytes], load: Load, r
 async def _call(client: AsyncClient, image: bytes, load: Load, record: _Record, *, due: float) -> None:
     try:
         answer = await client.classify([image], model=load.model, timeout_s=load.timeout_s)
-    except ClientError as error:
-        record.errors[error.status] += 1
+    except ClientError as failure:
+        record.errors[failure.status] += 1
         return
-    image_error = answer.results[0].error
-    if image_error is not None:
-        record.errors[f"image {image_error.code}"] += 1
+    error = answer.results[0].error
+    if error is not None:
+        record.errors[f"image {error.code}"] += 1
     else:
         record.latencies_s.append(time.perf_counter() - due)
 

@@ -1,5 +1,7 @@
-"""The models being served, by name and version. Of each model the newest version that proves itself is served; a newer
-one that does not is remembered with its reason. Knows nothing of gRPC.
+"""Which models are here, and in which state: the newest version of each that proves itself is served.
+
+A version that fails is remembered with its reason, and the one before it is tried; a model of which none is left stops
+the start. Knows no grpc.
 """
 
 from collections.abc import Callable
@@ -9,102 +11,114 @@ from typing import Literal
 
 import structlog
 
-from bundle.errors import CalotypeError
+from bundle.errors import BundleError, CalotypeError
 from bundle.repository import model_names, versions
 from serving.classifier import ServedModel
 from serving.errors import NotReadyError, StartupError, UnknownModelError
+
+State = Literal["LOADING", "READY", "DRAINING", "FAILED"]
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One version that was looked at."""
+    """One version of one model."""
 
     name: str
     version: int
-    state: Literal["READY", "DRAINING", "FAILED"]
-    reason: str = ""  # why it failed
-    served: ServedModel | None = None
+    state: State
+    reason: str = ""  # why it does not serve
+    served: ServedModel | None = None  # where it is READY or DRAINING
 
 
 class Catalogue:
-    """Filled once by `load_all`; empty until then."""
+    """Name → version → entry. Read from the event loop while `load_all` fills it from a thread."""
 
     def __init__(self, models: Path, load: Callable[[Path], ServedModel], *, default_model: str = "") -> None:
-        self._models, self._load, self._default_model = models, load, default_model
-        self._entries: list[Entry] = []
+        self._models = models
+        self._load = load
+        self._default_model = default_model
+        self._entries: dict[tuple[str, int], Entry] = {}
         self._is_loaded = False
-        self._is_draining = False
 
     def load_all(self) -> None:
-        """Load every model; raises StartupError where one of them has no version that may serve, BundleError."""
-        names = model_names(self._models)
+        """Load the newest good version of every model; blocks. Raises StartupError with one line."""
+        try:
+            names = model_names(self._models)
+        except BundleError as error:
+            raise StartupError(str(error)) from error
         if not names:
-            raise StartupError(f"{self._models}: found no model, wanted <name>/<version>/ in it; run `trainer export`")
+            raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")
         if self._default_model and self._default_model not in names:
-            raise StartupError(f"--default-model {self._default_model!r}: found only {', '.join(names)}")
+            raise StartupError(f"{self._models}: no model {self._default_model!r}, found {', '.join(names)}")
         for name in names:
             self._load_newest(name)
         self._is_loaded = True
 
-    def entries(self) -> list[Entry]:
-        """Return every version that was looked at, failed ones too."""
-        return list(self._entries)
+    def find(self, model: str = "", version: str = "") -> ServedModel:
+        """Return the served model; empty names mean the only or default model and its newest ready version.
 
-    def entry(self, name: str, version: str) -> Entry:
-        """Return one version; empty arguments as in `find`. Raises UnknownModelError, NotReadyError while loading."""
-        wanted = self._resolve(name)
-        known = [entry for entry in self._entries if entry.name == wanted]
-        for entry in known:
-            if str(entry.version) == version or (not version and entry.served is not None):
-                return entry
-        served = ", ".join(str(entry.version) for entry in known)
-        raise UnknownModelError(f"{wanted}: version {version[:16]!r} is not known, wanted one of {served}")
-
-    def find(self, name: str, version: str) -> ServedModel:
-        """Return a model that serves: an empty name is the only or default one, an empty version the newest ready.
-
-        Raises NotReadyError while loading or draining and for a failed version, UnknownModelError for any other.
+        Raises UnknownModelError, or NotReadyError where it is there but cannot answer.
         """
-        if self._is_draining:
-            raise NotReadyError("the server is draining; call again, another one may answer")
-        entry = self.entry(name, version)
-        if entry.served is None:
-            raise NotReadyError(f"{entry.name}: version {entry.version} was refused at load; use another version")
+        entry = self.entry(model, version)
+        if entry.served is None or entry.state != "READY":
+            raise NotReadyError(f"{entry.name}/{entry.version} is {entry.state}; try again later")
         return entry.served
 
+    def entry(self, model: str = "", version: str = "") -> Entry:
+        """Return the entry that a request names, whatever its state. Raises UnknownModelError, NotReadyError."""
+        if not self._is_loaded:
+            raise NotReadyError("models are loading; try again in a few seconds")
+        name = model or self._default_name()
+        candidates = [entry for entry in self.entries() if entry.name == name]
+        if not candidates:
+            raise UnknownModelError(f"no model {name[:64]!r}; `ListModels` names what is served")
+        if not version:
+            return next((entry for entry in reversed(candidates) if entry.state == "READY"), candidates[-1])
+        for entry in candidates:
+            if str(entry.version) == version:
+                return entry
+        there = ", ".join(str(entry.version) for entry in candidates)
+        raise UnknownModelError(f"model {name!r} has no version {version[:16]!r}, found {there}")
+
+    def entries(self) -> list[Entry]:
+        """Return every known version, by name and version ascending."""
+        return [entry for _, entry in sorted(self._entries.copy().items())]
+
     def start_draining(self) -> None:
-        """Refuse what is asked for from now on."""
-        self._is_draining = True
+        """Mark every served model as DRAINING: `find` refuses it from now on."""
+        for entry in self.entries():
+            if entry.state == "READY":
+                self._put(entry.name, entry.version, "DRAINING", served=entry.served)
 
     def close(self, timeout_s: float) -> bool:
-        """Finish what is queued everywhere; say whether that was in time."""
-        closed = [entry.served.close(timeout_s) for entry in self._entries if entry.served is not None]
-        return all(closed)
-
-    def _resolve(self, name: str) -> str:
-        if not self._is_loaded:
-            raise NotReadyError("the models are still loading; call again")
-        names = sorted({entry.name for entry in self._entries})
-        wanted = name or self._default_model or (names[0] if len(names) == 1 else "")
-        if wanted not in names:
-            found = f"model {wanted[:64]!r} is not served" if wanted else "no model is named"
-            raise UnknownModelError(f"{found}, wanted one of {', '.join(names)}")
-        return wanted
+        """Finish what is queued for at most timeout_s seconds a model; say whether all was done."""
+        finished = [entry.served.close(timeout_s) for entry in self.entries() if entry.served is not None]
+        return all(finished)
 
     def _load_newest(self, name: str) -> None:
+        first_reason = ""
         for version in reversed(versions(self._models, name)):
+            self._put(name, version, "LOADING")
             try:
                 served = self._load(self._models / name / str(version))
             except CalotypeError as error:
+                first_reason = first_reason or str(error)
+                self._put(name, version, "FAILED", reason=str(error))
                 log.error("version refused", model=name, version=version, reason=str(error))
-                self._entries.append(Entry(name=name, version=version, state="FAILED", reason=str(error)))
                 continue
-            log.info("model ready", model=name, version=version, provider=served.provider)
-            self._entries.append(Entry(name=name, version=version, state="READY", served=served))
+            self._put(name, version, "READY", served=served)
             return
-        raise StartupError(f"no version of {name!r} may serve; the newest: {self._reason(name)}")
+        raise StartupError(first_reason)
 
-    def _reason(self, name: str) -> str:
-        return next(entry.reason for entry in self._entries if entry.name == name)
+    def _put(
+        self, name: str, version: int, state: State, *, reason: str = "", served: ServedModel | None = None
+    ) -> None:
+        self._entries[name, version] = Entry(name=name, version=version, state=state, reason=reason, served=served)
+
+    def _default_name(self) -> str:
+        names = sorted({entry.name for entry in self.entries()})
+        if self._default_model or len(names) == 1:
+            return self._default_model or names[0]
+        raise UnknownModelError(f"several models are served, name one of {', '.join(names)}")

@@ -14,7 +14,6 @@ from typing import Final
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as aio_health  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_reflection.v1alpha import reflection
 
 from protos import classifier_pb2_grpc
@@ -39,7 +38,7 @@ class Server:
         self._settings = settings
         self._grpc = grpc.aio.server(options=_options(settings))
         self._service = ClassifierService(catalogue, max_images_per_request=settings.max_images_per_request)
-        self._health = aio_health.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
         self.port = 0
 
     async def startup(self) -> None:

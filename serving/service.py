@@ -152,9 +152,7 @@ def _result(outcome: Probabilities | BaseException, model: ServedModel, request:
 
 
 def _model_message(entry: Entry) -> pb.Model:
-    message = pb.Model(
-        name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason
-    )
+    message = pb.Model(name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason)
     if entry.served is not None:
         spec = entry.served.contract.preprocess
         message.labels.extend(entry.served.contract.labels)
@@ -168,7 +166,7 @@ def _model_message(entry: Entry) -> pb.Model:
         )
         message.provider = entry.served.provider
         message.precision = entry.served.precision
-        message.digest = entry.served.bundle.digest
+        message.digest = entry.served.digest
     return message
 
 

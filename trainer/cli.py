@@ -102,7 +102,8 @@ def export(
     out.print(table)
     top1 = exported.metrics["top-1"]
     out.print(
-        f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f}), temperature {exported.temperature:.3f}"
+        f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f}), "
+        f"temperature {exported.temperature:.3f}"
     )
     out.print(f"wrote {exported.folder}; next: serving run {to}")
 
@@ -176,7 +177,8 @@ def data_check(data: DataFolder) -> None:
     for item in dataset.bad:
         out.print(f"unreadable: {item.path}: {item.reason}", markup=False)
     out.print(
-        f"{sum(map(len, dataset.sides.values()))} pictures, {len(dataset.bad)} unreadable; next: trainer fit {data} --out runs/NAME"
+        f"{sum(map(len, dataset.sides.values()))} pictures, {len(dataset.bad)} unreadable; "
+        f"next: trainer fit {data} --out runs/NAME"
     )
 
 

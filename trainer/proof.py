@@ -118,7 +118,8 @@ def _check(
         answer, truth = bundle_labels[int(here.argmax())], labels[int(there.argmax())]
         if answer != truth or not difference <= MAX_DIFFERENCE:  # written so that NaN fails
             lines.append(
-                f"  {item.path.name}  torch {truth} {there.max():.5f}  {runtime} {answer} {here.max():.5f}  off {difference:.1e}"
+                f"  {item.path.name}  torch {truth} {there.max():.5f}  "
+                f"{runtime} {answer} {here.max():.5f}  off {difference:.1e}"
             )
     if lines:
         shown = "\n".join(lines[:_SHOWN]) + (f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")

@@ -91,7 +91,7 @@ def test_one_flipped_byte_in_the_model_is_refused(tiny: Bundle):
 def test_a_golden_picture_that_cannot_be_read_is_refused(tiny: Bundle, monkeypatch: pytest.MonkeyPatch):
     """A decoder that fails on this machine is found before serving."""
     files = [data[:60] for data in golden_files().values()]
-    monkeypatch.setattr(Bundle, "golden_pictures", lambda self: files)
+    monkeypatch.setattr(Bundle, "golden_pictures", lambda _: files)
     with pytest.raises(GoldenError, match="a golden picture cannot be read: PNG"):
         replay(open_model(tiny))
 

@@ -230,7 +230,7 @@ def webp_header(chunk: bytes, body: bytes) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Return headers that announce 16,000 x 16,000 px (4,000 x 20,000 for JPEG's kin), with nothing behind them."""
+    """Return headers that announce 9,000 or 16,000 px a side, with nothing behind them."""
     jpeg = bytearray(encode(Image.new("RGB", (8, 8)), "JPEG"))
     start = jpeg.index(b"\xff\xc0")
     jpeg[start + 5 : start + 9] = struct.pack(">HH", 9000, 9000)
@@ -349,8 +349,7 @@ def test_mutated_bytes_raise_nothing_but_image_errors(data: bytes, draw: st.Data
     end = draw.draw(st.just(len(data)) | st.integers(0, len(data)))
     try:
         picture = decode(bytes(mutated[:end]), cover_px=4, limits=DecodeLimits(max_pixels=10_000))
-    except ImageError as error:
-        assert str(error)
-    else:
-        assert picture.mode == "RGB"
-        assert picture.width * picture.height <= 10_000
+    except ImageError:
+        return
+    assert picture.mode == "RGB"
+    assert picture.width * picture.height <= 10_000

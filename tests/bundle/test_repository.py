@@ -40,7 +40,7 @@ def test_staging_is_invisible_until_the_block_ends(tmp_path: Path):
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
 def test_nothing_stays_behind_an_exception(tmp_path: Path, stop: type[BaseException]):
     """Not even the folders that were made for it."""
-    with pytest.raises(stop), new_version(tmp_path / "models", "tiny") as (folder, _):
+    with pytest.raises(stop), new_version(tmp_path / "models", "tiny") as (folder, _):  # noqa: PT012
         (folder / "file").write_text("half")
         raise stop
     assert list(tmp_path.iterdir()) == []
@@ -56,7 +56,7 @@ def test_an_exception_leaves_older_versions_alone(tmp_path: Path):
 
 def test_a_version_taken_meanwhile_is_refused(tmp_path: Path):
     """The first writer to finish keeps the version; the second is told and leaves nothing."""
-    with pytest.raises(BundleError, match="another export took this version"), new_version(tmp_path, "tiny") as slow:
+    with pytest.raises(BundleError, match="another export took this version"), new_version(tmp_path, "tiny") as slow:  # noqa: PT012
         (slow[0] / "file").write_text("slow")
         with new_version(tmp_path, "tiny") as quick:
             (quick[0] / "file").write_text("quick")

@@ -38,7 +38,7 @@ def picture(label: str, *, size=(48, 40), file_format="PNG") -> bytes:
     return out.getvalue()
 
 
-def write(models: Path, *, name="colours", scale=8.0, mean=0.5) -> Path:
+def write(models: Path, *, name="colours", scale=1.0, mean=0.5) -> Path:
     """Write the next version; return its folder."""
     with new_version(models, name) as (folder, version):
         contract = Contract(
@@ -57,7 +57,8 @@ def write(models: Path, *, name="colours", scale=8.0, mean=0.5) -> Path:
 
 def graph(contract: Contract, *, scale: float) -> bytes:
     """Return uint8 NHWC -> cast -> mean over H, W -> normalise -> three logits, with the contract inside."""
-    weights = scale * np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=np.float32)  # (RGB, labels)
+    # (RGB, labels): unequal and small, or a shift of the mean would cancel in the softmax or drown in its saturation
+    weights = scale * np.array([[0, 0, 1.4], [0, 2, 0], [3, 0, 0]], dtype=np.float32)
     constants = {
         "mean": np.array(contract.mean, dtype=np.float32) * 255,
         "std": np.array(contract.std, dtype=np.float32) * 255,

@@ -1,0 +1,203 @@
+"""The batcher's promises, without pictures, models or network, and without a sleep."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.batcher import Batcher, BatcherLimits
+from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
+
+PATIENCE_S = 20
+
+
+class BadItemError(Exception):
+    pass
+
+
+class Gate:
+    """An engine that doubles numbers, and holds its batches until it is opened."""
+
+    def __init__(self, *, is_open=False):
+        self.opened, self.entered, self.batches = threading.Event(), threading.Semaphore(0), []
+        if is_open:
+            self.opened.set()
+
+    def run(self, rows):
+        self.batches.append(list(rows))
+        self.entered.release()
+        assert self.opened.wait(PATIENCE_S)
+        if any(row % 10 == 9 for row in rows):
+            raise BadItemError("batch")
+        return [2 * row for row in rows]
+
+
+def prepare(number):
+    if number % 10 == 3:
+        raise BadItemError("item")
+    return number
+
+
+def make(gate, *, clock=lambda: 0.0, **limits):
+    chosen = {"instances": 1, "prepare_threads": 1, "batch_sizes": (1, 2, 4), **limits}
+    batcher = Batcher(prepare, gate.run, limits=BatcherLimits(**chosen), clock=clock)
+    batcher.start()
+    return batcher
+
+
+def submit(batcher, *numbers, deadline=None, size_bytes=1):
+    return batcher.submit(numbers, sizes_bytes=[size_bytes] * len(numbers), deadline=deadline)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.lists(st.tuples(st.lists(st.integers(0, 999), min_size=1, max_size=5), st.booleans()), max_size=25),
+    instances=st.integers(1, 3),
+    prepare_threads=st.integers(1, 3),
+    is_held=st.booleans(),
+)
+def test_every_item_gets_its_own_answer_exactly_once(requests, instances, prepare_threads, is_held):
+    """Whatever arrives, is cancelled or fails: an answer of its own, its failure, or its cancellation."""
+    gate, answered, lock = Gate(is_open=not is_held), [], threading.Lock()
+    batcher = make(gate, instances=instances, prepare_threads=prepare_threads)
+    pairs = []
+
+    def note(future):
+        with lock:
+            answered.append(id(future))
+
+    for numbers, is_cancelled in requests:
+        futures = submit(batcher, *numbers)
+        for number, future in zip(numbers, futures, strict=True):
+            future.add_done_callback(note)
+            if is_cancelled:
+                future.cancel()
+            pairs.append((number, future))
+    gate.opened.set()
+    assert batcher.close(PATIENCE_S)
+    for number, future in pairs:
+        assert future.done()
+        if future.cancelled():
+            continue
+        error = future.exception()
+        if number % 10 == 3:
+            assert str(error) == "item"
+        elif error is not None:
+            assert str(error) == "batch"
+            assert any(number in batch and any(row % 10 == 9 for row in batch) for batch in gate.batches)
+        else:
+            assert future.result() == 2 * number
+    assert sorted(answered) == sorted(id(future) for _, future in pairs)
+    assert (batcher._queued_items, batcher._queued_bytes) == (0, 0)  # the room is given back
+
+
+def test_bad_item_fails_alone():
+    """Neighbours of an item that cannot be prepared get their answers."""
+    batcher = make(Gate(is_open=True))
+    good, bad, other = submit(batcher, 1, 3, 5)
+    assert (good.result(PATIENCE_S), other.result(PATIENCE_S)) == (2, 10)
+    assert isinstance(bad.exception(PATIENCE_S), BadItemError)
+    batcher.close(PATIENCE_S)
+
+
+def test_cancelled_item_leaves_its_batch():
+    """It is not run, and its neighbours still get their answers."""
+    gate = Gate()
+    batcher = make(gate)
+    (first,) = submit(batcher, 1)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    cancelled, kept = submit(batcher, 2, 4)
+    assert cancelled.cancel()
+    gate.opened.set()
+    assert (first.result(PATIENCE_S), kept.result(PATIENCE_S)) == (2, 8)
+    with pytest.raises(CancelledError):
+        cancelled.result(0)
+    batcher.close(PATIENCE_S)
+    assert [1] in gate.batches
+    assert all(2 not in batch for batch in gate.batches)
+
+
+def test_expired_item_is_not_run():
+    """An item whose deadline passed while the engine was busy is dropped with DeadlineExceededError."""
+    gate, now = Gate(), [0.0]
+    batcher = make(gate, clock=lambda: now[0])
+    submit(batcher, 1)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    (late,) = submit(batcher, 2, deadline=5.0)
+    (patient,) = submit(batcher, 4, deadline=50.0)
+    now[0] = 10.0
+    gate.opened.set()
+    assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
+    assert patient.result(PATIENCE_S) == 8
+    batcher.close(PATIENCE_S)
+    assert all(2 not in batch for batch in gate.batches)
+
+
+@pytest.mark.parametrize(("limits", "size_bytes"), [({"max_queue_items": 3}, 1), ({"max_queue_bytes": 30}, 10)])
+def test_full_queue_admits_all_or_none(limits, size_bytes):
+    """A request that does not fit as a whole is refused as a whole."""
+    gate = Gate()
+    batcher = make(gate, **limits)
+    submit(batcher, 1, size_bytes=0)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    waiting = submit(batcher, 2, 4, size_bytes=size_bytes)
+    with pytest.raises(QueueFullError, match="try again later"):
+        submit(batcher, 6, 8, size_bytes=size_bytes)
+    (fits,) = submit(batcher, 10, size_bytes=size_bytes)
+    gate.opened.set()
+    assert [future.result(PATIENCE_S) for future in (*waiting, fits)] == [4, 8, 20]
+    batcher.close(PATIENCE_S)
+
+
+def test_two_idle_instances_share_two_items():
+    """No batch goes to one instance while another idles."""
+    gate, both_prepared = Gate(), threading.Barrier(2, timeout=PATIENCE_S)
+
+    def prepare_together(number):
+        both_prepared.wait()
+        return number
+
+    limits = BatcherLimits(instances=2, prepare_threads=2, batch_sizes=(1, 2, 4))
+    batcher = Batcher(prepare_together, gate.run, limits=limits)
+    batcher.start()
+    futures = submit(batcher, 1, 2)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    gate.opened.set()
+    assert [future.result(PATIENCE_S) for future in futures] == [2, 4]
+    assert sorted(gate.batches) == [[1], [2]]
+    batcher.close(PATIENCE_S)
+
+
+def test_items_that_queued_while_busy_leave_as_one_batch():
+    """A window holds them back until the largest batch is full."""
+    gate = Gate(is_open=True)
+    batcher = make(gate, max_wait_ms=1e9)
+    futures = submit(batcher, 1, 2, 4, 5)
+    assert [future.result(PATIENCE_S) for future in futures] == [2, 4, 8, 10]
+    assert gate.batches == [[1, 2, 4, 5]]
+    batcher.close(PATIENCE_S)
+
+
+def test_close_finishes_the_queue_and_accepts_nothing_more():
+    """What was admitted is answered; what comes later is refused."""
+    batcher = make(Gate(is_open=True))
+    futures = submit(batcher, 1, 2, 4)
+    assert batcher.close(PATIENCE_S)
+    assert [future.result(0) for future in futures] == [2, 4, 8]
+    with pytest.raises(NotReadyError):
+        submit(batcher, 1)
+
+
+def test_close_that_runs_out_of_time_fails_what_is_left():
+    """Nobody waits for ever for an answer that will not come."""
+    gate = Gate()
+    batcher = make(gate)
+    submit(batcher, 1)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    (left,) = submit(batcher, 2)
+    assert not batcher.close(0.0)
+    assert isinstance(left.exception(PATIENCE_S), NotReadyError)
+    gate.opened.set()

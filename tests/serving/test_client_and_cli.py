@@ -1,0 +1,120 @@
+"""The client and the commands against a real server process."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny_bundle
+from test_process import ENVIRONMENT, port, process
+
+from serving.bench import percentile
+from serving.client import AsyncClient, Client
+from serving.errors import ClientError, SettingsError
+from serving.settings import ServerSettings
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A running server."""
+    models = tmp_path_factory.mktemp("served")
+    tiny_bundle.write(models)
+    with process(models) as started:
+        yield f"127.0.0.1:{port(started)}"
+
+
+@pytest.fixture
+def red(tmp_path):
+    """A red picture's file."""
+    path = tmp_path / "red.png"
+    path.write_bytes(tiny_bundle.picture("red"))
+    return path
+
+
+def command(*words):
+    line = [sys.executable, "-m", "serving", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+
+
+def test_asyncio_client_gives_the_same_answers(address):
+    """One bad picture carries its error in both."""
+    images = [tiny_bundle.picture("blue"), b"GIF89a"]
+
+    async def ask():
+        async with AsyncClient(address) as client:
+            return await client.classify(images, top_k=2), await client.models()
+
+    with Client(address) as client:
+        assert asyncio.run(ask()) == (client.classify(images, top_k=2), client.models())
+        good, bad = client.classify(images, top_k=2).results
+    assert good.predictions[0].label == "blue"
+    assert bad.error.code in ("CORRUPT", "TRUNCATED")
+
+
+def test_client_error_names_address_and_next_step(address):
+    """An absent server and a wrong model, each with its status."""
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(ClientError, match=r"127\.0\.0\.1:1: .*serving health") as caught,
+    ):
+        client.classify([b"x"], timeout_s=5)
+    assert caught.value.status == "UNAVAILABLE"
+    with Client(address) as client, pytest.raises(ClientError, match="roses") as caught:
+        client.classify([b"x"], model="roses")
+    assert caught.value.status == "NOT_FOUND"
+
+
+def test_classify_command_writes_json(address, red):
+    """One record a picture on stdout."""
+    done = command("classify", red, "--address", address, "--json", "--top-k", 1)
+    (record,) = json.loads(done.stdout)
+    assert (done.returncode, record["predictions"][0]["label"], record["image"]) == (0, "red", str(red))
+
+
+def test_missing_picture_is_one_line_and_exit_2(address, tmp_path):
+    """User errors have no traceback."""
+    done = command("classify", tmp_path / "none.png", "--address", address)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "none.png" in done.stderr
+
+
+@pytest.mark.parametrize(("options", "requests"), [(("--concurrency", 3), 20), (("--rate", 200), 20)])
+def test_bench_counts_every_request(address, red, options, requests):
+    """Both loops."""
+    done = command("bench", red, "--address", address, "--requests", requests, "--json", *options)
+    measured = json.loads(done.stdout)
+    assert (done.returncode, measured["requests"], measured["errors"]) == (0, requests, {})
+    assert 0 < measured["p50_ms"] <= measured["p90_ms"] <= measured["p99_ms"]
+
+
+def test_health_command_exits_0_or_1(address):
+    """As a container's health check wants it."""
+    assert command("health", "--address", address).returncode == 0
+    assert command("health", "--address", address, "--service", "colours").stdout == "SERVING\n"
+    assert command("health", "--address", "127.0.0.1:1").returncode == 1
+
+
+def test_every_setting_is_a_flag_and_a_variable():
+    """`run --help` shows them all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "serving", "run", "--help"],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, "COLUMNS": "300", "TERMINAL_WIDTH": "300"},
+        check=True,
+    )
+    for name in ServerSettings.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+        assert f"CALOTYPE_{name.upper()}" in done.stdout
+
+
+def test_settings_that_contradict_one_another_are_refused():
+    """A request that is allowed must fit into the queue."""
+    with pytest.raises(SettingsError, match="--max-queue-images"):
+        ServerSettings(max_images_per_request=300)
+
+
+def test_percentile_is_a_value_that_was_measured():
+    """Nearest rank."""
+    assert [percentile([1, 2, 3, 4], share) for share in (0.5, 0.9, 0.99)] == [2, 4, 4]

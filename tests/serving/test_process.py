@@ -1,0 +1,98 @@
+"""The server as its own process: start, classify, drain; and skewed bundles, which must stop the start."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+
+from bundle.preprocess import PreprocessSpec
+from serving.client import Client
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def process(models, *options):
+    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--log-format", "json"]
+    started = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def port(started):
+    for line in started.stderr:
+        entry = json.loads(line)
+        if entry["event"] == "SERVING":
+            return entry["port"]
+    pytest.fail("the server ended before it said SERVING")
+
+
+def refusal(models):
+    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--log-level", "error"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_process_serves_and_drains(models):
+    """start, classify over the socket, SIGTERM, exit 0."""
+    with process(models) as started:
+        with Client(f"127.0.0.1:{port(started)}") as client:
+            answer = client.classify([tiny_bundle.picture("green")])
+        assert answer.results[0].predictions[0].label == "green"
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=20) == 0
+
+
+def test_previous_version_serves_when_the_newest_is_refused(models):
+    """And the refused one is remembered with its reason."""
+    tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.5)
+    with process(models) as started, Client(f"127.0.0.1:{port(started)}") as client:
+        assert client.classify([tiny_bundle.picture("red")]).version == "1"
+        assert [(model.version, model.state) for model in client.models()] == [("1", "READY"), ("2", "FAILED")]
+        assert "golden" in client.models()[1].reason
+
+
+def test_changed_mean_is_refused(models):
+    """The graph was altered and signed anew: only the golden pictures can tell."""
+    tiny_bundle.change_constant(models / "colours" / "1", "mean", 0.9)
+    assert "golden picture" in refusal(models)
+
+
+def test_swapped_labels_are_refused(models):
+    """bundle.json and the model file disagree."""
+    tiny_bundle.change_contract(models / "colours" / "1", labels=("green", "blue", "red"))
+    assert "disagree on labels" in refusal(models)
+
+
+def test_other_resize_is_refused(models):
+    """The same for the preprocessing."""
+    spec = PreprocessSpec(resize_px=40, crop_px=tiny_bundle.CROP_PX)
+    tiny_bundle.change_contract(models / "colours" / "1", preprocess=spec)
+    assert "disagree on preprocess" in refusal(models)
+
+
+def test_flipped_byte_is_refused(models):
+    """The hash tells."""
+    path = models / "colours" / "1" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "sha256" in refusal(models)
+
+
+def test_empty_folder_is_refused(tmp_path):
+    """One line that says what to do."""
+    assert re.search(r"no models; write one with `trainer export", refusal(tmp_path))

@@ -1,0 +1,270 @@
+"""The rpcs over a real socket, with a real tiny model, in one event loop."""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+import tiny_bundle
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
+from serving.catalogue import Catalogue
+from serving.classifier import load_model
+from serving.errors import QueueFullError
+from serving.server import Server
+from serving.settings import ServerSettings
+
+SETTINGS = ServerSettings(address="127.0.0.1:0", max_images_per_request=8)
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@asynccontextmanager
+async def serving(models, *, load=lambda folder: load_model(folder, SETTINGS)):
+    """A server that says SERVING, and a channel to it without retries."""
+    server = Server(Catalogue(models, load), SETTINGS)
+    await server.startup()
+    await server.say_serving()
+    options = [("grpc.enable_retries", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
+        yield channel
+    await server.shutdown()
+
+
+def request(*labels, **fields):
+    return pb.ClassifyRequest(images=[tiny_bundle.picture(label) for label in labels], **fields)
+
+
+def best(response):
+    return [result.predictions[0].label for result in response.results]
+
+
+def test_pictures_are_ranked_in_their_order(models):
+    """One request, several pictures, every label where top_k allows it."""
+
+    async def scene():
+        async with serving(models) as channel:
+            response = await classifier_pb2_grpc.ClassifierStub(channel).Classify(request("red", "blue", "green"))
+        assert best(response) == ["red", "blue", "green"]
+        assert [len(result.predictions) for result in response.results] == [3, 3, 3]
+        assert sum(one.score for one in response.results[0].predictions) == pytest.approx(1, abs=1e-6)
+        assert (response.model, response.version) == ("colours", "1")
+
+    asyncio.run(scene())
+
+
+def test_top_k_and_min_score_shorten_the_answer(models):
+    """top_k 1 leaves the best; min_score leaves out what is unlikely."""
+
+    async def scene():
+        async with serving(models) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            for fields in ({"top_k": 1}, {"min_score": 0.5}):
+                (result,) = (await stub.Classify(request("red", **fields))).results
+                assert [one.label for one in result.predictions] == ["red"]
+
+    asyncio.run(scene())
+
+
+def test_one_bad_picture_fails_alone(models):
+    """Its neighbours get their answers; it gets a code of its own."""
+    images = [
+        tiny_bundle.picture("red"),
+        b"",
+        b"no picture",
+        tiny_bundle.picture("red")[:-60],
+        tiny_bundle.picture("blue"),
+    ]
+
+    async def scene():
+        async with serving(models) as channel:
+            response = await classifier_pb2_grpc.ClassifierStub(channel).Classify(pb.ClassifyRequest(images=images))
+        codes = [pb.ImageError.Code.Name(result.error.code) for result in response.results[1:4]]
+        assert codes == ["EMPTY", "NOT_AN_IMAGE", "TRUNCATED"]
+        assert [response.results[place].predictions[0].label for place in (0, 4)] == ["red", "blue"]
+        assert not response.results[0].HasField("error")
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (pb.ClassifyRequest(), "INVALID_ARGUMENT"),
+        (pb.ClassifyRequest(images=[b"x"] * 9), "INVALID_ARGUMENT"),
+        (pb.ClassifyRequest(images=[b"x"], min_score=float("nan")), "INVALID_ARGUMENT"),
+        (pb.ClassifyRequest(images=[b"x"], min_score=1.5), "INVALID_ARGUMENT"),
+        (pb.ClassifyRequest(images=[b"x"], version="latest"), "INVALID_ARGUMENT"),
+        (pb.ClassifyRequest(images=[b"x"], model="roses"), "NOT_FOUND"),
+        (pb.ClassifyRequest(images=[b"x"], version="7"), "NOT_FOUND"),
+    ],
+)
+def test_wrong_requests_get_their_status(models, bad, status):
+    """The table of statuses, from the outside."""
+
+    async def scene():
+        async with serving(models) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await classifier_pb2_grpc.ClassifierStub(channel).Classify(bad)
+        assert caught.value.code().name == status
+
+    asyncio.run(scene())
+
+
+class FailingModel:
+    """A model whose queue raises."""
+
+    def __init__(self, model, error):
+        self._model, self._error = model, error
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def submit(self, images, *, deadline):
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (QueueFullError("9 items wait"), "RESOURCE_EXHAUSTED", "9 items wait"),
+        (ZeroDivisionError("/secret/path"), "INTERNAL", "internal error"),
+    ],
+)
+def test_failures_of_the_engine_get_their_status(models, error, status, text):
+    """A full queue carries RetryInfo and the push-back trailer; the unforeseen tells nothing of the inside."""
+
+    async def scene():
+        def load(folder):
+            return FailingModel(load_model(folder, SETTINGS), error)
+
+        async with serving(models, load=load) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await classifier_pb2_grpc.ClassifierStub(channel).Classify(request("red"))
+        assert (caught.value.code().name, caught.value.details()) == (status, text)
+        return dict(caught.value.trailing_metadata() or ())
+
+    trailers = asyncio.run(scene())
+    if status == "RESOURCE_EXHAUSTED":
+        (detail,) = Status.FromString(trailers["grpc-status-details-bin"]).details
+        info = RetryInfo()
+        assert detail.Unpack(info)
+        assert info.retry_delay.ToMilliseconds() == int(trailers["grpc-retry-pushback-ms"]) > 0
+
+
+def test_stream_answers_in_request_order(models):
+    """More requests than the window, all answered, in their order."""
+    labels = [tiny_bundle.LABELS[number * 7 % 3] for number in range(40)]
+
+    async def scene():
+        async with serving(models) as channel:
+            call = classifier_pb2_grpc.ClassifierStub(channel).ClassifyStream(request(label) for label in labels)
+            return [best(response)[0] async for response in call]
+
+    assert asyncio.run(scene()) == labels
+
+
+def test_stream_ends_with_the_status_of_a_wrong_request(models):
+    """Answers before it arrive first."""
+
+    async def scene():
+        async with serving(models) as channel:
+            call = classifier_pb2_grpc.ClassifierStub(channel).ClassifyStream([request("red"), pb.ClassifyRequest()])
+            answers = []
+            try:
+                async for response in call:
+                    answers.append(best(response)[0])  # noqa: PERF401 -- kept when the stream breaks
+            except grpc.aio.AioRpcError as error:
+                return answers, error.code().name
+        return answers, "OK"
+
+    assert asyncio.run(scene()) == (["red"], "INVALID_ARGUMENT")
+
+
+def test_models_are_described(models):
+    """Both the list and the single one name labels, preprocessing, provider and digest."""
+
+    async def scene():
+        async with serving(models) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            (listed,) = (await stub.ListModels(pb.ListModelsRequest())).models
+            assert await stub.GetModel(pb.GetModelRequest()) == listed
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.GetModel(pb.GetModelRequest(model="roses"))
+        assert caught.value.code().name == "NOT_FOUND"
+        assert (listed.state, tuple(listed.labels)) == (pb.Model.READY, tiny_bundle.LABELS)
+        assert (listed.preprocess.resize_px, listed.preprocess.crop_px) == (32, tiny_bundle.CROP_PX)
+        assert (listed.provider, listed.precision, len(listed.digest)) == ("cpu", "fp32", 64)
+
+    asyncio.run(scene())
+
+
+def test_health_and_reflection(models):
+    """Overall, for the service and for each model; an unknown name is NOT_FOUND."""
+
+    async def scene():
+        async with serving(models) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for name in ("", "classifier.v1.Classifier", "colours"):
+                assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.Check(health_pb2.HealthCheckRequest(service="roses"))
+            ask = reflection_pb2.ServerReflectionRequest(list_services="")
+            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
+            names = [one.name async for reply in call for one in reply.list_services_response.service]
+        assert {"classifier.v1.Classifier", "grpc.health.v1.Health"} <= set(names)
+
+    asyncio.run(scene())
+
+
+def test_not_serving_while_models_load(models):
+    """The port answers at once: health says NOT_SERVING, Classify says UNAVAILABLE."""
+    is_loading, may_load = threading.Event(), threading.Event()
+
+    def load(folder):
+        is_loading.set()
+        assert may_load.wait(20)
+        return load_model(folder, SETTINGS)
+
+    async def scene():
+        server = Server(Catalogue(models, load), SETTINGS)
+        starting = asyncio.create_task(server.startup())
+        await asyncio.to_thread(is_loading.wait, 20)
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)]
+        ) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            assert (await check).status == NOT_SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await classifier_pb2_grpc.ClassifierStub(channel).Classify(request("red"))
+            assert caught.value.code().name == "UNAVAILABLE"
+            may_load.set()
+            await starting
+            await server.say_serving()
+            assert best(await classifier_pb2_grpc.ClassifierStub(channel).Classify(request("red"))) == ["red"]
+        await server.shutdown()
+
+    asyncio.run(scene())
+
+
+def test_watchers_do_not_hold_up_the_shutdown(models):
+    """A balancer that watches health for ever sees NOT_SERVING, and the server still ends."""
+
+    async def scene():
+        server = Server(Catalogue(models, lambda folder: load_model(folder, SETTINGS)), SETTINGS)
+        await server.startup()
+        await server.say_serving()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            stopping = asyncio.create_task(server.shutdown())
+            assert (await watch.read()).status == NOT_SERVING
+            await asyncio.wait_for(stopping, timeout=SETTINGS.drain_s / 3)
+
+    asyncio.run(scene())
