@@ -43,12 +43,14 @@ def prove(bundle: Bundle, reference: Deployed, labels: tuple[str, ...], files: t
     offenders, BundleError where a file is not what its manifest says.
     """
     contract = bundle.manifest.contract
+    if contract.labels != labels:  # also where no picture of the proof happens to get the label that differs
+        raise ParityError(f"the bundle disagrees with torch on labels: {contract.labels[:20]}, the run {labels[:20]}")
     images = np.stack([load_input(item.path.read_bytes(), contract.preprocess) for item in files])
     wanted = probabilities(_in_batches(_torch_runner(reference), images), temperature=contract.temperature)
     results = []
     for name, run in _runners(bundle).items():
         found = probabilities(_in_batches(run, images), temperature=contract.temperature)
-        _check(name, found, wanted, labels=labels, bundle_labels=contract.labels, files=files)
+        _check(name, found, wanted, labels=labels, files=files)
         results.append(
             Parity(
                 runtime=name,
@@ -109,13 +111,12 @@ def _check(
     wanted: NDArray[np.float64],
     *,
     labels: tuple[str, ...],
-    bundle_labels: tuple[str, ...],
     files: tuple[Picture, ...],
 ) -> None:
     differences = np.abs(found - wanted).max(1)
     lines = []
     for item, difference, here, there in zip(files, differences, found, wanted, strict=True):
-        answer, truth = bundle_labels[int(here.argmax())], labels[int(there.argmax())]
+        answer, truth = labels[int(here.argmax())], labels[int(there.argmax())]
         if answer != truth or not difference <= MAX_DIFFERENCE:  # written so that NaN fails
             lines.append(
                 f"  {item.path.name}  torch {truth} {there.max():.5f}  "

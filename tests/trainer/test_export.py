@@ -106,7 +106,7 @@ def skewed(exported: Bundle, tmp_path: Path, **changes: object) -> tuple[Bundle,
     """Return a bundle whose ONNX was made from a skewed network or contract, and the honest network."""
     torch.manual_seed(0)
     backbone = backbones.build("resnet18", class_count=3, weights="none", image_size=64)
-    torch.nn.init.normal_(backbone.model.head.weight, std=0.5)
+    torch.nn.init.normal_(backbone.model.head.weight, std=0.05)
     honest = Deployed(backbone.model, backbone.mean, backbone.std).eval()
     contract = Contract(
         name="m", version=1, labels=LABELS, preprocess=backbone.spec, mean=backbone.mean, std=backbone.std
