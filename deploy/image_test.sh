@@ -114,6 +114,7 @@ present = [name for name in ("torch", "torchvision", "trainer", "pip", "setuptoo
 assert not present, f"wanted none of {present} in the image"
 programs = [name for name in ("cc", "gcc", "g++", "clang", "pip", "trainer") if shutil.which(name)]
 assert not programs, f"wanted none of {programs} in the image"
+assert os.environ.get("ORT_DISABLE_TELEMETRY") == "1", "wanted ONNX Runtime told to send nothing"
 status = dict(line.split(":\t", 1) for line in pathlib.Path("/proc/1/status").read_text().splitlines())
 assert os.getuid() != 0 and "0" not in status["Uid"].split(), status["Uid"]
 assert int(status["CapEff"], 16) == 0 and status["NoNewPrivs"].strip() == "1", status
