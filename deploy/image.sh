@@ -41,7 +41,8 @@ podman | buildah)
 *) fail "BUILDER=$builder: wanted docker, podman or buildah" ;;
 esac
 
-# This machine's pip settings, as secrets of the build: seen by its pip, part of no layer. Folders of this machine are left out.
+# This machine's pip settings, as secrets of the build: seen by its pip, part of no layer.
+# Folders of this machine are left out.
 secrets=$(mktemp -d)
 trap 'rm -rf "$secrets"' EXIT
 python=.venv/bin/python
@@ -66,5 +67,5 @@ fi
 build+=(--secret "id=pip_conf,src=$secrets/pip.conf")
 
 [ -z "${BASE_IMAGE:-}" ] || build+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
-timeout --kill-after=30 1800 "${build[@]}" "$@" --file serving/Dockerfile --tag "$image" .
+timeout --foreground --kill-after=30 1800 "${build[@]}" "$@" --file serving/Dockerfile --tag "$image" .
 echo "built $image with $builder"
