@@ -1,6 +1,7 @@
 """Losses, parameter groups, schedule and weight averaging of fine-tuning."""
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from torch.nn import functional as F
 
 from trainer.backbones import Classifier
 from trainer.config import FitConfig
+
+BATCHNORM_MOMENTUM: Final = 0.1
 
 
 def loss_of(logits: Tensor, targets: Tensor, config: FitConfig, class_weights: Tensor | None) -> Tensor:
@@ -73,9 +76,13 @@ def update_average(average: dict[str, Tensor], model: nn.Module, *, decay: float
 
 
 def set_batchnorm(model: nn.Module, *, frozen: bool) -> None:
-    """Put the model in training mode; frozen BatchNorm layers keep using their running statistics."""
+    """Put the model in training mode; frozen BatchNorm layers keep using their running statistics.
+
+    Trained ones follow the batches with torch's own momentum of 0.1: networks that came from TensorFlow carry 0.01,
+    with which a fine-tuning of a few hundred steps ends on the statistics of the pretraining pictures.
+    """
     model.train()
-    if frozen:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = BATCHNORM_MOMENTUM
+            module.train(not frozen)
