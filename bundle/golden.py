@@ -20,8 +20,8 @@ def answers(model: OnnxModel, pictures: list[bytes], spec: PreprocessSpec) -> ND
 def replay(model: OnnxModel) -> float:
     """Replay a bundle's golden pictures; return the largest difference of a probability.
 
-    Raises GoldenError where a picture cannot be read, gets another best label, or strays beyond the variant's
-    tolerance; BundleError where a golden file is not the one that was exported.
+    Raises GoldenError where a picture cannot be read, gets another best label, or strays beyond one of the variant's
+    tolerances; BundleError where a golden file is not the one that was exported.
     """
     bundle, contract, variant = model.bundle, model.bundle.manifest.contract, model.variant
     source = f"{bundle.folder} ({variant.precision})"
@@ -33,12 +33,16 @@ def replay(model: OnnxModel) -> float:
     found = probabilities(found_logits, temperature=contract.temperature)
     wanted = probabilities(wanted_logits, temperature=contract.temperature)
     differences = np.abs(found - wanted).max(axis=1)
-    for picture, difference, here, there in zip(bundle.manifest.golden, differences, found, wanted, strict=True):
+    logit_differences = np.abs(found_logits - wanted_logits).max(axis=1)
+    rows = zip(bundle.manifest.golden, differences, logit_differences, found, wanted, strict=True)
+    for picture, difference, logit_difference, here, there in rows:
         same_label = here.argmax() == there.argmax()
-        if not (same_label and difference <= variant.tolerance):  # written so that NaN fails
+        within = difference <= variant.tolerance and logit_difference <= variant.logit_tolerance
+        if not (same_label and within):  # written so that NaN fails
             raise GoldenError(
                 f"{source}: golden picture {picture.file} answers {contract.labels[int(here.argmax())]!r} "
                 f"({here.max():.4f}), at export {contract.labels[int(there.argmax())]!r} ({there.max():.4f}): "
-                f"difference {difference:.2g}, tolerance {variant.tolerance:.2g}; export the bundle again"
+                f"difference {difference:.2g}, tolerance {variant.tolerance:.2g}; "
+                f"of logits {logit_difference:.2g}, tolerance {variant.logit_tolerance:.2g}; export the bundle again"
             )
     return float(differences.max())

@@ -82,6 +82,7 @@ class Variant:
     sha256: Sha256
     golden_logits: tuple[tuple[float, ...], ...]  # (G, C)
     tolerance: Annotated[float, Field(gt=0, le=1)]  # largest allowed difference of a golden probability
+    logit_tolerance: Annotated[float, Field(gt=0)]  # the same of a logit: saturated probabilities hide a skew
     accuracy: Interval | None = None
     latency_ms: Annotated[float, Field(gt=0)] | None = None  # one picture, one thread, on the exporting machine
 
@@ -146,8 +147,12 @@ class Manifest:
         for candidate in self.variants:
             if candidate.precision == precision:
                 return candidate
-        there = ", ".join(variant.precision for variant in self.variants) or "none"
-        raise BundleError(f"{self.contract.name}: no {precision} variant, found {there}; choose one of those")
+        name = f"{self.contract.name}/{self.contract.version}"
+        if not self.variants:
+            there = ", ".join(twin.runtime for twin in self.twins)
+            raise BundleError(f"{name}: found {there} alone, wanted ONNX to run; export it with --onnx too")
+        there = ", ".join(variant.precision for variant in self.variants)
+        raise BundleError(f"{name}: no {precision} variant, found {there}; choose one of those")
 
 
 _MANIFEST: Final = TypeAdapter(Manifest)
@@ -243,7 +248,7 @@ def _check_consistency(manifest: Manifest, source: str) -> None:
         (any(not 0 < value <= 1 for value in contract.std), f"contract.std: found {contract.std}, wanted 0..1, not 0"),
         (contract.input != IMAGES, f"contract.input: found {contract.input}, wanted {IMAGES}"),
         (contract.output != LOGITS, f"contract.output: found {contract.output}, wanted {LOGITS}"),
-        (not manifest.variants, "variants: found none, wanted at least one"),
+        (not (manifest.variants or manifest.twins), "variants and twins: found none, wanted at least one model file"),
         (not manifest.golden, "golden: found none, wanted at least one picture"),
         (
             any(picture.label not in contract.labels for picture in manifest.golden),

@@ -41,7 +41,6 @@ class Run:
     spec: PreprocessSpec
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    frozen_batchnorm: bool
     provenance: Provenance
 
 
@@ -149,6 +148,16 @@ def read_history(folder: Path) -> list[dict[str, float | int | str]]:
     """Return the lines of history.jsonl; empty where there is none."""
     path = folder / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under the names that a checkpoint gives them: prefix/name."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint that stand under a prefix, by their own names."""
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 def _weights_of(folder: Path, name: Name) -> str | None:

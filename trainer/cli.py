@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
@@ -37,10 +37,10 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,
 ) -> None:
     """Train on a folder of pictures: linear probe, then fine-tuning; the better one is kept."""
-    from trainer import runs  # torch takes seconds to import; --help should not
+    from trainer import runs, train  # torch takes seconds to import; --help should not
 
     session = runs.resume(out_folder) if resume else runs.begin(data, out_folder, config)
-    outcome = runs.finish(session)
+    outcome = train.fit(session)
     table = Table("stage", "validation accuracy", "log-loss", "seconds")
     table.add_row(
         "linear probe", f"{outcome.probe.accuracy:.4f}", f"{outcome.probe.log_loss:.4f}", f"{outcome.seconds_probe:.1f}"
@@ -87,13 +87,13 @@ def export(
     run: RunFolder,
     name: Annotated[str, typer.Option("--name", help="Name the model.")],
     to: Annotated[Path, typer.Option("--to", help="Write below this folder.")] = Path("models"),
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX only; neither flag means both.")] = False,
-    torchscript: Annotated[bool, typer.Option("--torchscript", help="Write TorchScript too.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX; neither flag means both.")] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="Write TorchScript.")] = False,
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
 
-    exported = export_run(run, to, name, with_torchscript=torchscript or not onnx)
+    exported = export_run(run, to, name, with_onnx=onnx or not torchscript, with_torchscript=torchscript or not onnx)
     table = Table(
         "runtime", "pictures", "equal top-1", "largest difference", title=f"parity with torch on {exported.held_out}"
     )
@@ -105,7 +105,8 @@ def export(
         f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f}), "
         f"temperature {exported.temperature:.3f}"
     )
-    out.print(f"wrote {exported.folder}; next: serving run {to}")
+    next_command = f"serving run {to}" if onnx or not torchscript else f"trainer export {run} --name {name} --onnx"
+    out.print(f"wrote {exported.folder}; next: {next_command}")
 
 
 @app.command()
@@ -141,21 +142,24 @@ def predict(
 
 
 @app.command()
-def backbones(as_json: AsJson = False) -> None:
+def backbones(
+    pattern: Annotated[str, typer.Argument(help="List only names like this, such as 'timm:*lite*'.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """List the networks by name; any timm model goes as timm:NAME."""
     from trainer.backbones import infos
 
-    rows = infos()
+    rows = infos(pattern)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return
-    table = Table("name", "parameters (M)", "GMACs", "ImageNet top-1 (%)", "input (px)", "weights offline")
+    table = Table(Column("name", no_wrap=True), "million parameters", "GMACs", "ImageNet top-1 %", "px", "offline")
     for row in rows:
         figures = (row.parameters_m, row.gmacs, row.top1)
         table.add_row(
             row.name,
             *(f"{value:.1f}" if value is not None else "–" for value in figures),
-            str(row.input_px),
+            str(row.input_px or "–"),
             "yes" if row.offline else "no",
         )
     out.print(table)

@@ -59,9 +59,8 @@ class FitConfig(AugmentConfig):
     class_weights: Annotated[bool, typer.Option(help="Weigh classes in the loss by inverse frequency.")] = False
     balanced_sampling: Annotated[bool, typer.Option(help="Draw every class equally often.")] = False
     batchnorm: Annotated[
-        Literal["auto", "train", "frozen"],
-        typer.Option(help="Keep BatchNorm statistics frozen or train them; auto: frozen if pretrained."),
-    ] = "auto"
+        Literal["train", "frozen"], typer.Option(help="Let BatchNorm statistics follow the pictures, or freeze them.")
+    ] = "train"
     ema: Annotated[float, _knob("Average weights with this decay a step; 0 is off.", low=0, high=0.9999)] = 0.98
     patience: Annotated[int, _knob("Stop after so many epochs without a better validation score.", low=1)] = 4
     val_share: Annotated[float, _knob("Hold out this share for validation (unsplit data).", low=0.02, high=0.5)] = 0.15

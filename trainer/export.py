@@ -25,7 +25,7 @@ from bundle.manifest import (
     Variant,
     contract_to_json,
 )
-from bundle.preprocess import load_input
+from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import GOLDEN_FOLDER, Bundle, file_sha256, load_bundle, new_version, write_manifest
 from bundle.runtime import open_model
 from bundle.scores import probabilities
@@ -34,13 +34,15 @@ from trainer.checkpoint import Run
 from trainer.data import Picture, Side
 from trainer.metrics import evaluate, fit_temperature
 from trainer.network import Deployed
-from trainer.proof import Parity, prove
-from trainer.train import restore_model
+from trainer.proof import MAX_DIFFERENCE, MAX_LOGIT_DIFFERENCE, Parity, prove
+from trainer.session import restore_model
 
 OPSET: Final = 18
 MAX_IR: Final = 10
+ONNX_FILE: Final = "model.onnx"
 GOLDEN_COUNT: Final = 8
-GOLDEN_TOLERANCE: Final = 1e-3  # ten times the proof's: other CPUs round otherwise
+GOLDEN_TOLERANCE: Final = 10 * MAX_DIFFERENCE  # other CPUs round otherwise
+GOLDEN_LOGIT_TOLERANCE: Final = MAX_LOGIT_DIFFERENCE  # in units of the largest golden logit or 1
 PROOF_FILES: Final = 500  # all where there are fewer; at least 200 are asked for
 _LIBRARIES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "timm")
 
@@ -56,10 +58,12 @@ class Exported:
     held_out: Side
 
 
-def export(run_folder: Path, models: Path, name: str, *, with_torchscript: bool = True) -> Exported:
+def export(
+    run_folder: Path, models: Path, name: str, *, with_onnx: bool = True, with_torchscript: bool = True
+) -> Exported:
     """Write models/name/<next version>; raises ParityError, and then nothing is left behind.
 
-    ONNX is always written: it is what the server runs. TorchScript is its twin, proved beside it.
+    Each format that is asked for is proved against torch. Only a version with ONNX can be served.
     """
     run = checkpoint.read_run(run_folder)
     _, tensors = checkpoint.load(run_folder, "best")
@@ -77,8 +81,9 @@ def export(run_folder: Path, models: Path, name: str, *, with_torchscript: bool 
             std=run.std,
             temperature=temperature,
         )
+        if with_onnx:
+            write_onnx(model, contract, folder / ONNX_FILE)
         twins = (write_torchscript(model, contract, folder / "model.torchscript.pt"),) if with_torchscript else ()
-        write_onnx(model, contract, folder / "model.onnx")
         manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
         manifest, parity = _prove_and_measure(manifest, folder, model, run.labels, sides[held_out])
     return Exported(
@@ -148,20 +153,17 @@ def _draft(
         file = f"{number:02d}{picture.path.suffix.lower()}"
         (folder / GOLDEN_FOLDER / file).write_bytes(picture.path.read_bytes())
         items.append(GoldenPicture(file=file, sha256=file_sha256(folder / GOLDEN_FOLDER / file), label=picture.label))
-    variant = Variant(
-        precision="fp32",
-        file="model.onnx",
-        sha256=file_sha256(folder / "model.onnx"),
-        golden_logits=tuple((0.0,) * len(contract.labels) for _ in golden),
-        tolerance=GOLDEN_TOLERANCE,
-    )
+    variants: tuple[Variant, ...] = ()
+    if (folder / ONNX_FILE).exists():
+        zeros = tuple((0.0,) * len(contract.labels) for _ in golden)
+        variants = (_variant(folder, zeros),)
     created = datetime.datetime.now(datetime.UTC)
     if "SOURCE_DATE_EPOCH" in os.environ:
         created = datetime.datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), datetime.UTC)
     return Manifest(
         contract=contract,
         created=created.isoformat(timespec="seconds"),
-        variants=(variant,),
+        variants=variants,
         twins=twins,
         golden=tuple(items),
         metrics={},
@@ -177,20 +179,32 @@ def _prove_and_measure(
     write_manifest(folder, manifest)
     bundle = load_bundle(folder)
     parity = prove(bundle, model, labels, held_out[:PROOF_FILES])
-    onnx_model = open_model(bundle)
-    logits = answers(onnx_model, bundle.golden_pictures(), manifest.contract.preprocess)
-    evaluation = evaluate(
-        bundle_probabilities(bundle, held_out), np.array([labels.index(item.label) for item in held_out]), labels
-    )
-    variant = replace(
-        manifest.variants[0],
-        golden_logits=tuple(tuple(float(value) for value in row) for row in logits),
-        accuracy=evaluation.headlines["top-1"],
-    )
-    proved = replace(manifest, variants=(variant,), metrics=evaluation.headlines)
+    targets = np.array([labels.index(item.label) for item in held_out])
+    if not manifest.variants:
+        logits = torch_logits(model, manifest.contract.preprocess, held_out)
+        scores = probabilities(logits, temperature=manifest.contract.temperature)
+        proved = replace(manifest, metrics=evaluate(scores, targets, labels).headlines)
+        write_manifest(folder, proved)
+        return proved, parity
+    golden_logits = answers(open_model(bundle), bundle.golden_pictures(), manifest.contract.preprocess)
+    metrics = evaluate(bundle_probabilities(bundle, held_out), targets, labels).headlines
+    variant = _variant(folder, tuple(tuple(float(value) for value in row) for row in golden_logits))
+    proved = replace(manifest, variants=(replace(variant, accuracy=metrics["top-1"]),), metrics=metrics)
     write_manifest(folder, proved)
     replay(open_model(load_bundle(folder)))
     return proved, parity
+
+
+def _variant(folder: Path, golden_logits: tuple[tuple[float, ...], ...]) -> Variant:
+    largest = max(1.0, max(abs(value) for row in golden_logits for value in row))
+    return Variant(
+        precision="fp32",
+        file=ONNX_FILE,
+        sha256=file_sha256(folder / ONNX_FILE),
+        golden_logits=golden_logits,
+        tolerance=GOLDEN_TOLERANCE,
+        logit_tolerance=GOLDEN_LOGIT_TOLERANCE * largest,
+    )
 
 
 def bundle_probabilities(
@@ -203,11 +217,15 @@ def bundle_probabilities(
     return probabilities(np.concatenate(rows), temperature=contract.temperature)
 
 
-def _temperature(model: Deployed, run: Run, pictures: tuple[Picture, ...]) -> float:
-    logits = []
+def torch_logits(
+    model: Deployed, spec: PreprocessSpec, pictures: tuple[Picture, ...]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Return logits (N, C) of files through the serving preprocessing and torch."""
     with torch.inference_mode():
-        for item in pictures:
-            image = torch.from_numpy(load_input(item.path.read_bytes(), run.spec).copy())
-            logits.append(model(image[None]).numpy())
+        images = (torch.from_numpy(load_input(item.path.read_bytes(), spec).copy()) for item in pictures)
+        return np.concatenate([model(image[None]).numpy() for image in images])
+
+
+def _temperature(model: Deployed, run: Run, pictures: tuple[Picture, ...]) -> float:
     targets = np.array([run.labels.index(item.label) for item in pictures])
-    return fit_temperature(np.concatenate(logits).astype(np.float64), targets)
+    return fit_temperature(torch_logits(model, run.spec, pictures).astype(np.float64), targets)

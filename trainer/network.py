@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from trainer.backbones import Classifier
+from trainer.classifier import Classifier
 from trainer.errors import ConfigError
 from trainer.pictures import Sample
 

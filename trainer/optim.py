@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.backbones import Classifier
+from trainer.classifier import Classifier
 from trainer.config import FitConfig
 
 BATCHNORM_MOMENTUM: Final = 0.1
@@ -86,3 +86,22 @@ def set_batchnorm(model: nn.Module, *, frozen: bool) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = BATCHNORM_MOMENTUM
             module.train(not frozen)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's moments and counts as `index/name`, for a checkpoint."""
+    return {
+        f"{index}/{name}": torch.as_tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; rates and groups stay the optimizer's own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -20,6 +20,7 @@ from trainer.errors import ParityError
 from trainer.network import Deployed
 
 MAX_DIFFERENCE: Final = 1e-4  # of a probability, fp32
+MAX_LOGIT_DIFFERENCE: Final = 1e-3  # of a logit, in units of the largest one or 1: saturated probabilities hide a skew
 BATCH_SIZES: Final = (1, 2, 3, 8, 16)
 _SHOWN: Final = 10
 
@@ -46,20 +47,30 @@ def prove(bundle: Bundle, reference: Deployed, labels: tuple[str, ...], files: t
     if contract.labels != labels:  # also where no picture of the proof happens to get the label that differs
         raise ParityError(f"the bundle disagrees with torch on labels: {contract.labels[:20]}, the run {labels[:20]}")
     images = np.stack([load_input(item.path.read_bytes(), contract.preprocess) for item in files])
-    wanted = probabilities(_in_batches(_torch_runner(reference), images), temperature=contract.temperature)
+    wanted = _in_batches(_torch_runner(reference), images)
     results = []
     for name, run in _runners(bundle).items():
-        found = probabilities(_in_batches(run, images), temperature=contract.temperature)
-        _check(name, found, wanted, labels=labels, files=files)
+        comparison = Comparison(_in_batches(run, images), wanted, temperature=contract.temperature)
+        _check(name, comparison, labels=labels, files=files)
         results.append(
             Parity(
                 runtime=name,
                 picture_count=len(files),
-                equal_top1=int((found.argmax(1) == wanted.argmax(1)).sum()),
-                max_difference=float(np.abs(found - wanted).max()),
+                equal_top1=int((comparison.found.argmax(1) == comparison.wanted.argmax(1)).sum()),
+                max_difference=float(comparison.differences.max()),
             )
         )
     return results
+
+
+class Comparison:
+    """Logits (N, C) of a runtime beside torch's: probabilities, and how far they are apart, (N,) each."""
+
+    def __init__(self, found: NDArray[np.float32], wanted: NDArray[np.float32], *, temperature: float) -> None:
+        self.found = probabilities(found, temperature=temperature)
+        self.wanted = probabilities(wanted, temperature=temperature)
+        self.differences = np.abs(self.found - self.wanted).max(1)
+        self.logit_differences = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
 
 
 def _runners(bundle: Bundle) -> dict[str, Runner]:
@@ -107,24 +118,25 @@ def _in_batches(run: Runner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _check(
     runtime: str,
-    found: NDArray[np.float64],
-    wanted: NDArray[np.float64],
+    comparison: Comparison,
     *,
     labels: tuple[str, ...],
     files: tuple[Picture, ...],
 ) -> None:
-    differences = np.abs(found - wanted).max(1)
     lines = []
-    for item, difference, here, there in zip(files, differences, found, wanted, strict=True):
+    columns = (comparison.found, comparison.wanted, comparison.differences, comparison.logit_differences)
+    for item, here, there, difference, logit_difference in zip(files, *columns, strict=True):
         answer, truth = labels[int(here.argmax())], labels[int(there.argmax())]
-        if answer != truth or not difference <= MAX_DIFFERENCE:  # written so that NaN fails
+        within = difference <= MAX_DIFFERENCE and logit_difference <= MAX_LOGIT_DIFFERENCE
+        if answer != truth or not within:  # written so that NaN fails
             lines.append(
-                f"  {item.path.name}  torch {truth} {there.max():.5f}  "
-                f"{runtime} {answer} {here.max():.5f}  off {difference:.1e}"
+                f"  {item.path.name}  torch {truth} {there.max():.5f}  {runtime} {answer} {here.max():.5f}  "
+                f"off {difference:.1e}, of logits {logit_difference:.1e}"
             )
     if lines:
         shown = "\n".join(lines[:_SHOWN]) + (f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
         raise ParityError(
             f"{runtime} disagrees with torch on {len(lines)} of {len(files)} pictures "
-            f"(wanted equal labels, probabilities within {MAX_DIFFERENCE:g}); nothing was written\n{shown}"
+            f"(wanted equal labels, probabilities within {MAX_DIFFERENCE:g}, logits within {MAX_LOGIT_DIFFERENCE:g} "
+            f"of the largest); nothing was written\n{shown}"
         )

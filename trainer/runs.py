@@ -1,8 +1,7 @@
-"""Begin, resume, finish and evaluate a run: what the commands do, without the command line."""
+"""Begin, resume and evaluate a run: what the commands do, without the command line."""
 
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from bundle.manifest import MANIFEST_NAME, Provenance
 from bundle.repository import load_bundle
 from bundle.scores import probabilities
 from trainer import checkpoint
-from trainer.backbones import Backbone, build
+from trainer.backbones import build
 from trainer.checkpoint import Run, State
+from trainer.classifier import Backbone
 from trainer.config import FitConfig
 from trainer.data import Dataset, Picture, is_split, load_dataset, load_labelled
 from trainer.errors import CheckpointError
@@ -23,7 +23,7 @@ from trainer.metrics import Evaluation, evaluate
 from trainer.network import Deployed, all_logits, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
 from trainer.progress import Progress
-from trainer.train import EVALUATION_BATCH, Outcome, Session, fit, restore_model
+from trainer.session import EVALUATION_BATCH, Session, restore_model
 
 
 def begin(data: Path, folder: Path, config: FitConfig) -> Session:
@@ -63,8 +63,6 @@ def resume(folder: Path) -> Session:
     name: checkpoint.Name = "last" if (folder / "last.json").exists() else "best"
     state, tensors = checkpoint.load(folder, name)
     device = choose_device(run.config.device, threads=run.config.threads)
-    if name == "last":
-        state = replace(state, finished=state.finished)
     return Session(
         run=run,
         folder=folder,
@@ -74,11 +72,6 @@ def resume(folder: Path) -> Session:
         progress=Progress(),
         state=state,
     )
-
-
-def finish(session: Session) -> Outcome:
-    """Run all that is left of a session."""
-    return fit(session)
 
 
 def evaluate_target(target: Path, data: Path) -> Evaluation:
@@ -126,7 +119,6 @@ def _run(config: FitConfig, data: Path, dataset: Dataset, backbone: Backbone) ->
         spec=backbone.spec,
         mean=backbone.mean,
         std=backbone.std,
-        frozen_batchnorm=config.batchnorm == "frozen" or (config.batchnorm == "auto" and config.weights != "none"),
         provenance=Provenance(
             backbone=config.backbone,
             weights=backbone.weights,

@@ -15,38 +15,31 @@ from types import FrameType
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer import checkpoint
 from trainer.augment import mix, resolve
-from trainer.backbones import build
-from trainer.checkpoint import Run, Score, State
-from trainer.data import Picture, Side
+from trainer.checkpoint import Score, State, part, prefixed
 from trainer.errors import TrainerError
-from trainer.network import Deployed, Device, all_features, all_logits
+from trainer.network import Deployed, all_features, all_logits
 from trainer.optim import (
-    inverse_frequency,
     loss_of,
     lr_factor,
     make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
     set_batchnorm,
     update_average,
 )
 from trainer.pictures import (
     EpochBatches,
-    EvaluationPictures,
-    Sample,
     TrainingPictures,
     derive_seed,
-    evaluation_loader,
     steps_per_epoch,
     training_loader,
 )
 from trainer.probe import fit_probe
-from trainer.progress import Progress
-
-EVALUATION_BATCH = 32
+from trainer.session import Session
 
 
 class Interrupted(TrainerError):  # noqa: N818 -- an interruption is what happened, not an error of anyone
@@ -62,37 +55,6 @@ class Outcome:
     kept: str
     seconds_probe: float
     seconds_fine_tune: float
-
-
-@dataclass(kw_only=True)
-class Session:
-    """What the stages share: fixed inputs and the state that moves."""
-
-    run: Run
-    folder: Path
-    device: Device
-    model: Deployed
-    sides: dict[Side, tuple[Picture, ...]]
-    progress: Progress
-    state: State
-
-    def indices(self, side: Side) -> list[int]:
-        """Return the label index of every picture of a side."""
-        place = {label: index for index, label in enumerate(self.run.labels)}
-        return [place[picture.label] for picture in self.sides[side]]
-
-    def evaluation(self, side: Side) -> DataLoader[Sample]:
-        """Return a loader of a side through the serving preprocessing."""
-        pictures = EvaluationPictures(self.sides[side], self.indices(side), self.run.spec)
-        return evaluation_loader(pictures, batch_size=EVALUATION_BATCH, workers=self.run.config.workers)
-
-
-def restore_model(run: Run, tensors: dict[str, Tensor]) -> Deployed:
-    """Return the network of a run with the weights of a checkpoint."""
-    backbone = build(run.config.backbone, class_count=len(run.labels), weights="none", image_size=run.config.image_size)
-    model = Deployed(backbone.model, run.mean, run.std)
-    model.load_state_dict(_part(tensors, "model"))
-    return model.to(memory_format=torch.channels_last)
 
 
 def fit(session: Session) -> Outcome:
@@ -119,7 +81,7 @@ def _probe(session: Session) -> None:
     session.progress.say("linear probe: computing features once")
     train = all_features(session.model, session.evaluation("train"), session.device)
     val = all_features(session.model, session.evaluation("val"), session.device)
-    probe = fit_probe(*train, *val, class_weights=_class_weights(session))
+    probe = fit_probe(*train, *val, class_weights=session.class_weights())
     head = session.model.classifier.head
     with torch.no_grad():
         head.weight.copy_(probe.weight)
@@ -127,7 +89,7 @@ def _probe(session: Session) -> None:
     score = Score(accuracy=probe.accuracy, log_loss=probe.log_loss)
     session.state = replace(session.state, probe=score, best=score, stage="fine-tune")
     session.state = checkpoint.save(
-        session.folder, "best", session.state, _prefixed("model", session.model.state_dict())
+        session.folder, "best", session.state, prefixed("model", session.model.state_dict())
     )
     session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
 
@@ -139,10 +101,10 @@ def _fine_tune(session: Session) -> None:
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if (session.folder / "last.json").exists():
         _, tensors = checkpoint.load(session.folder, "last")
-        model.load_state_dict(_part(tensors, "model"))
-        average = _part(tensors, "average")
+        model.load_state_dict(part(tensors, "model"))
+        average = part(tensors, "average")
         average = {name: value.to(session.device.name) for name, value in average.items()}
-        _restore_optimizer(optimizer, tensors)
+        restore_optimizer(optimizer, part(tensors, "optimizer"))
     with SummaryWriter(session.folder / "tensorboard", purge_step=state.epoch) as board, _interruptible() as stop:
         for epoch in range(state.epoch, config.epochs):
             _epoch(session, epoch, optimizer, average, stop)
@@ -172,8 +134,8 @@ def _epoch(
         session.sides["train"], list(indices), session.run.spec, augmentation=resolve(config), seed=config.seed
     )
     loader = training_loader(pictures, batches, workers=config.workers, pin=session.device.name == "cuda")
-    class_weights = _class_weights(session)
-    set_batchnorm(session.model, frozen=session.run.frozen_batchnorm)
+    class_weights = session.class_weights()
+    set_batchnorm(session.model, frozen=config.batchnorm == "frozen")
     with session.progress.epoch(epoch, total=steps, done=session.state.step) as bar:
         for step, (images, targets) in enumerate(loader, start=session.state.step):
             torch.manual_seed(derive_seed(config.seed, epoch, step, 1))  # dropout, mixup: one stream a step
@@ -233,7 +195,7 @@ def _finish_epoch(session: Session, epoch: int, average: dict[str, Tensor], boar
     state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0)
     if score.beats(state.best):
         state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
-        checkpoint.save(session.folder, "best", state, _prefixed("model", session.model.state_dict()))
+        checkpoint.save(session.folder, "best", state, prefixed("model", session.model.state_dict()))
     session.model.load_state_dict(own)
     row: dict[str, float | int | str] = {
         "epoch": epoch,
@@ -263,40 +225,12 @@ def _best_epoch_number(folder: Path) -> int:
     return max(int(row["epoch"]) for row in rows if best is not None and row["val_accuracy"] == best.accuracy)
 
 
-def _class_weights(session: Session) -> Tensor | None:
-    if not session.run.config.class_weights:
-        return None
-    return inverse_frequency(session.indices("train"), len(session.run.labels))
-
-
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": value for name, value in tensors.items()}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
-
-
 def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    moments = {
-        f"{index}/{name}": torch.as_tensor(value)
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-        if value is not None
-    }
     return {
-        **_prefixed("model", model.state_dict()),
-        **_prefixed("average", average),
-        **_prefixed("optimizer", moments),
+        **prefixed("model", model.state_dict()),
+        **prefixed("average", average),
+        **prefixed("optimizer", optimizer_tensors(optimizer)),
     }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _part(tensors, "optimizer").items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextmanager

@@ -105,6 +105,15 @@ def test_answers_that_are_not_numbers_are_refused(tiny: Bundle):
 
 def test_another_best_label_is_refused_within_any_tolerance(tiny: Bundle):
     """A wide tolerance forgives a difference of scores, never another answer."""
-    forged = forge(tiny, graph(tiny.manifest.contract, steepness=-8.0), tolerance=1.0)
+    forged = forge(tiny, graph(tiny.manifest.contract, steepness=-8.0), tolerance=1.0, logit_tolerance=100.0)
     with pytest.raises(GoldenError, match=r"black\.png answers 'light'"):
         replay(open_model(forged))
+
+
+def test_a_skew_that_saturation_hides_is_refused(tmp_path: Path):
+    """At temperature 0.05 every probability is 0 or 1, with the right graph and with a halved one."""
+    sure = make_bundle(tmp_path / "models", temperature=0.05)
+    assert replay(open_model(sure)) < 1e-5
+    halved = forge(sure, graph(sure.manifest.contract, steepness=4.0))
+    with pytest.raises(GoldenError, match=r"difference \S+e-\d+, tolerance 0\.001; of logits 2, tolerance 0\.01"):
+        replay(open_model(halved))

@@ -73,6 +73,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         sha256=SHA256S,
         golden_logits=rows,
         tolerance=st.floats(0, 1, exclude_min=True),
+        logit_tolerance=st.floats(0, 9, exclude_min=True),
         accuracy=st.none() | INTERVALS,
         latency_ms=st.none() | st.floats(0.001, 1e6),
     )
@@ -216,9 +217,9 @@ def test_a_wrong_type_is_named(path: str, value: object):
         ("contract.std.2", 0.0, "contract.std"),
         ("contract.input.layout", "NCHW", "contract.input"),
         ("contract.output.name", "scores", "contract.output"),
-        ("variants", [], "variants: found none"),
         ("variants.0.tolerance", 0, "variants.0.tolerance"),
         ("variants.0.tolerance", 2, "variants.0.tolerance"),
+        ("variants.0.logit_tolerance", 0, "variants.0.logit_tolerance"),
         ("variants.0.latency_ms", 0, "variants.0.latency_ms"),
         ("variants.0.sha256", "A" * 64, "variants.0.sha256"),
         ("variants.0.golden_logits.0.0", float("inf"), "variants.0.golden_logits.0.0"),
@@ -231,6 +232,17 @@ def test_a_wrong_type_is_named(path: str, value: object):
 def test_a_nonsense_value_is_named(path: str, value: object, named: str):
     """Right in type, wrong in sense."""
     assert named in refusal(put(path, value))
+
+
+def test_a_bundle_without_any_model_file_is_named():
+    """TorchScript alone is a bundle, nothing at all is none."""
+    put("variants", [])(document := json.loads(to_json(make_manifest(make_contract()))))
+    alone = from_json(json.dumps(document), source="here")
+    with pytest.raises(BundleError, match="tiny/1: found torchscript alone, wanted ONNX to run"):
+        alone.variant("fp32")
+    put("twins", [])(document)
+    with pytest.raises(BundleError, match="variants and twins: found none"):
+        from_json(json.dumps(document), source="here")
 
 
 @pytest.mark.parametrize("path", ["variants.0.file", "twins.0.file", "golden.0.file", "contract.name"])

@@ -135,7 +135,14 @@ def _write_parts(folder: Path, contract: Contract, model: bytes) -> None:
 
 
 def _variant(model: bytes, rows: tuple[tuple[float, ...], ...]) -> Variant:
-    return Variant(precision="fp32", file="model.onnx", sha256=_sha256(model), golden_logits=rows, tolerance=1e-4)
+    return Variant(
+        precision="fp32",
+        file="model.onnx",
+        sha256=_sha256(model),
+        golden_logits=rows,
+        tolerance=1e-4,
+        logit_tolerance=1e-4,
+    )
 
 
 def _sha256(data: bytes) -> str:

@@ -10,7 +10,7 @@ import torch
 from bundle.manifest import Contract, Twin, Variant
 from bundle.repository import Bundle, file_sha256, load_bundle, write_manifest
 from bundle.runtime import open_model
-from trainer import backbones, runs
+from trainer import backbones, runs, train
 from trainer.config import FitConfig
 from trainer.data import load_labelled
 from trainer.errors import ParityError
@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = FitConfig(backbone="mobilenet_v3_small", weights="none", image_size=64, epochs=1, batch_size=8)
-    runs.finish(runs.begin(data, folder, config))
+    train.fit(runs.begin(data, folder, config))
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from trainer import checkpoint, runs
+from trainer import checkpoint, runs, train
 from trainer.cli import app
 from trainer.config import FitConfig
 from trainer.errors import CheckpointError
@@ -20,7 +20,7 @@ from trainer.errors import CheckpointError
 from .pictures import make_folder
 
 OPTIONS = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--epochs", "3", "--batch-size", "4"]
-OPTIONS += ["--augment", "strong", "--checkpoint-every", "1", "--batchnorm", "train", "--threads", "1"]
+OPTIONS += ["--augment", "strong", "--checkpoint-every", "1", "--threads", "1"]
 
 
 def start_fit(data: Path, out: Path, *more: str) -> "subprocess.Popen[bytes]":
@@ -67,7 +67,7 @@ def test_fine_tuning_beats_a_probe_on_random_features(tmp_path: Path) -> None:
     config = FitConfig(
         backbone="resnet18", weights="none", image_size=32, epochs=4, batch_size=4, lr=1e-3, body_lr_factor=1.0
     )
-    outcome = runs.finish(runs.begin(data, tmp_path / "run", config))
+    outcome = train.fit(runs.begin(data, tmp_path / "run", config))
     assert outcome.fine_tuned is not None
     best = max(outcome.probe.accuracy, outcome.fine_tuned.accuracy)
     state, _ = checkpoint.load(tmp_path / "run", "best")
