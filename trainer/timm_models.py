@@ -20,7 +20,7 @@ def make(name: str, *, weights: str) -> Backbone:
     try:
         network = timm.create_model(model_name, pretrained=weights == "default")
     except RuntimeError as error:
-        raise ConfigError(f"{name}: timm does not know it ({error}); see timm.list_models()") from error
+        raise ConfigError(f"{name}: timm does not know it ({error}); see `trainer backbones 'timm:*'`") from error
     except Exception as error:  # the hub client raises its own, requests' and OSError; all mean: no weights
         raise WeightsError(f"{name}: weights could not be fetched ({error}); use --weights none or a file") from error
     origin_config = cast("dict[str, object]", network.pretrained_cfg)
