@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 DATA ?=
 
-.PHONY: help setup demo test test-serving lint format protos protos-check clean
+.PHONY: help setup demo test test-serving lint format protos protos-check image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -50,6 +50,12 @@ protos: setup ## write protos/*_pb2* from protos/*.proto
 
 protos-check: protos ## fail where the committed protos are not what protoc makes
 	git diff --exit-code -- protos
+
+image: ## build the server's image with docker, podman or buildah; BASE_IMAGE=name to stand on another
+	deploy/image.sh
+
+image-test: .venv-serving/.ready ## prove the image in a locked-down container; wants root on Debian
+	deploy/image_test.sh
 
 clean: ## remove environments and caches, not runs or models
 	rm -rf .venv .venv-serving .cache
