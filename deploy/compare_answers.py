@@ -24,34 +24,33 @@ def main(address: str, models: Path, pictures: list[Path]) -> None:
             for name in model_names(models):
                 model = open_model(newest(models, name))
                 for picture in pictures:
-                    typer.echo(f"{name} {picture.name}: {_compare(client, model, picture)}")
+                    typer.echo(f"{name}, {picture.name}: ", nl=False)
+                    typer.echo(_compare(client, model, picture.read_bytes()))
     except CalotypeError as error:
         sys.exit(str(error))
 
 
-def _compare(client: Client, model: OnnxModel, picture: Path) -> str:
+def _compare(client: Client, model: OnnxModel, data: bytes) -> str:
     """Return the label and score on which both sides agree; exits where they do not."""
     contract, tolerance = model.bundle.manifest.contract, model.variant.tolerance
-    data = picture.read_bytes()
     (logits,) = golden.answers(model, [data], contract.preprocess)
     wanted = dict(zip(contract.labels, probabilities(logits, temperature=contract.temperature), strict=True))
 
     answer = client.classify([data], model=contract.name, top_k=len(wanted), timeout_s=30)
     (result,) = answer.results
     found = {one.label: one.score for one in result.predictions}
-    source = f"{picture}: {contract.name}/{answer.version}"
     if result.error:
-        sys.exit(f"{source} answers {result.error.code}: {result.error.message}")
+        sys.exit(f"the server answers {result.error.code}: {result.error.message}")
     if answer.version != str(contract.version):
-        sys.exit(f"{source} answers, wanted version {contract.version}; the server's log says why it is not served")
+        sys.exit(f"version {answer.version} answers, wanted {contract.version}; the server's log says why")
     if found.keys() != wanted.keys():
-        sys.exit(f"{source} knows the labels {sorted(found)}, wanted {sorted(wanted)}")
+        sys.exit(f"the server knows the labels {sorted(found)}, wanted {sorted(wanted)}")
     for label, score in wanted.items():
         if not abs(found[label] - score) <= tolerance:  # written so that NaN fails
-            sys.exit(f"{source} gives {label!r} {found[label]:.6f}, in-process {score:.6f}, tolerance {tolerance:.0e}")
+            sys.exit(f"{label!r} has {found[label]:.6f}, in-process {score:.6f}; tolerance {tolerance:.0e}")
     best = result.predictions[0]
     if max(wanted.values()) - wanted[best.label] > tolerance:  # a tie within the tolerance may fall either way
-        sys.exit(f"{source} ranks {best.label!r} first, in-process {max(wanted, key=wanted.__getitem__)!r}")
+        sys.exit(f"{best.label!r} ranks first, in-process {max(wanted, key=wanted.__getitem__)!r}")
     return f"{best.label} {best.score:.4f}, wanted {wanted[best.label]:.4f}"
 
 

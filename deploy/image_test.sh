@@ -2,13 +2,15 @@
 # Prove the server's image: build it on a Debian base made here, run it locked down, compare its answers over the
 # published port with those of the same bundles in-process, and stop it.
 #   deploy/image_test.sh [MODELS PICTURE...]    without arguments: a small bundle and pictures made here
-# Wants root on Debian, 2 GB of memory to spare, and .venv-serving. Installs podman and debootstrap where they are missing,
-# keeps the base in .cache, and leaves nothing else.
+# Wants root on Debian, 2 GB of memory to spare, and .venv-serving. Installs podman and debootstrap where they are
+# missing, keeps the base in .cache, and leaves nothing else.
 set -euo pipefail
 umask 022 # the server's user must read what is made here
 export PATH="$PATH:/usr/sbin:/sbin"
 
+started=
 fail() {
+    [ -z "$started" ] || podman logs "$name" >&2 || true
     echo "image_test.sh: $*" >&2
     exit 1
 }
@@ -45,20 +47,18 @@ finish() {
     trap '' EXIT HUP INT TERM
     [ -z "$job" ] || { kill "$job" 2>/dev/null && wait "$job"; } || true
     if [ -d "$scratch/storage" ] && podman container exists "$name"; then
-        [ "$status" -eq 0 ] || podman logs "$name" >&2 || true
         podman rm --force --time 0 "$name" >/dev/null || status=1
     fi
     umount --lazy "$scratch" && rmdir "$scratch" || status=1 # lazy: with all that is mounted below
     umount /run/netns 2>/dev/null || true # podman's; busy, and stays, while another container runs
     rm -f "$base.$$"
-    [ "$status" -eq 0 ] || echo "image_test.sh: FAILED" >&2
     exit "$status"
 }
 trap finish EXIT
 trap 'exit 130' HUP INT TERM
 
-# In memory, images and half-done builds too: podman leaves them behind where it is interrupted, and removing them from a
-# disk took longer than the rest.
+# In memory, images and half-done builds too: podman leaves them behind where it is interrupted, and removing them from
+# a disk took as long as all the rest.
 mount -t tmpfs -o mode=755 calotype-image-test "$scratch"
 printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/storage"\nrunroot = "%s/run"\n' "$scratch" "$scratch" \
     >"$scratch/storage.conf"
@@ -95,9 +95,9 @@ above=$(($(size "$image") - $(size "$base_image")))
 echo "$((above / 1000000)) MB above a base of $(($(size "$base_image") / 1000000)) MB"
 [ "$above" -gt 0 ] && [ "$above" -le "$most_bytes" ] || fail "$above bytes above the base: wanted at most $most_bytes"
 root=$(podman image mount "$image")
-unwanted=$(find "$root" -xdev \( -path '*-packages/torch*' -o -name trainer -o -path '*/.cache/pip' \
-    -o -path '*/bin/*cc' -o -path '*/bin/*g++' -o -path '*/bin/clang*' \) -printf "/%P ")
-[ -z "$unwanted" ] || fail "found $unwanted in the image; wanted neither torch, trainer, compilers nor pip's cache"
+unwanted=$(find "$root" -xdev -regextype posix-extended \( -path '*-packages/torch*' -o -name trainer \
+    -o -path '*/.cache/pip' -o -regex '.*/bin/([^/]*-)?(g?cc|[cg]\+\+|clang)(-[0-9]+)?' \) -printf " /%P")
+[ -z "$unwanted" ] || fail "found$unwanted in the image; wanted neither torch, trainer, compilers nor pip's cache"
 
 if [ ${#inputs[@]} -eq 0 ]; then
     PYTHONPATH=tests/serving "$python" - "$scratch" <<'PYTHON'
@@ -127,7 +127,8 @@ done
 
 step "classify"
 port=$(podman port "$name" 50051/tcp)
-no_proxy=127.0.0.1 timeout 300 "$python" deploy/compare_answers.py "127.0.0.1:${port##*:}" "${inputs[@]}"
+no_proxy=127.0.0.1 timeout 300 "$python" deploy/compare_answers.py "127.0.0.1:${port##*:}" "${inputs[@]}" \
+    || fail "the answers are not those of the bundles"
 
 step "stop"
 podman kill --signal TERM "$name" >/dev/null
