@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -114,7 +115,11 @@ def save(folder: Path, name: Name, state: State, tensors: dict[str, Tensor]) -> 
     file = f"{name}-{state.epoch:04d}-{state.step:06d}.safetensors"
     previous = _weights_of(folder, name)
     partial = folder / f".{file}"
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
+    except SafetensorError as error:  # its own type for a full disk
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{partial}: {error}; make room, then continue with --resume") from error
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(folder / file)

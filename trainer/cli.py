@@ -17,7 +17,10 @@ from trainer.config import AugmentConfig, FitConfig
 from trainer.errors import ParityError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Train an image classifier and export it with proof."
+    help="Train an image classifier and export it with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data folder.")
 app.add_typer(data_app, name="data")
@@ -219,3 +222,6 @@ def main() -> None:
     except CalotypeError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+    except OSError as error:  # a place that cannot be written, a full disk: the reader's own files were handled before
+        typer.echo(f"Error: {error.filename or 'writing'}: {error.strerror or error}; choose another place", err=True)
+        sys.exit(2)

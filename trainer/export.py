@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import io
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -127,7 +128,9 @@ def write_torchscript(model: Deployed, contract: Contract, path: Path) -> Twin:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and asked for all the same
         traced = torch.jit.trace(model, torch.zeros(2, side, side, 3, dtype=torch.uint8))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(path), _extra_files={CONTRACT_KEY: contract_to_json(contract)})
+        buffer = io.BytesIO()  # not the path: torch ends the whole process where the disk is full
+        torch.jit.save(traced, buffer, _extra_files={CONTRACT_KEY: contract_to_json(contract)})
+    path.write_bytes(buffer.getbuffer())
     return Twin(runtime="torchscript", file=path.name, sha256=file_sha256(path))
 
 

@@ -32,4 +32,4 @@ def write_preview(data: Path, config: AugmentConfig, target: Path) -> None:
             tensor, _ = samples[(column, row)]
             tile = Image.fromarray(tensor.to(torch.uint8).numpy())
             sheet.paste(tile, (_GAP_PX + column * pitch, _GAP_PX + row * pitch))
-    sheet.save(target)
+    sheet.save(target, format="PNG")  # whatever its name
