@@ -86,7 +86,7 @@ def export(
             write_onnx(model, contract, folder / ONNX_FILE)
         twins = (write_torchscript(model, contract, folder / "model.torchscript.pt"),) if with_torchscript else ()
         manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
-        manifest, parity = _prove_and_measure(manifest, folder, model, run.labels, sides[held_out])
+        manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
     return Exported(
         folder=models / name / str(version),
         temperature=temperature,
@@ -177,11 +177,12 @@ def _draft(
 
 
 def _prove_and_measure(
-    manifest: Manifest, folder: Path, model: Deployed, labels: tuple[str, ...], held_out: tuple[Picture, ...]
+    manifest: Manifest, folder: Path, model: Deployed, run: Run, held_out: tuple[Picture, ...]
 ) -> tuple[Manifest, list[Parity]]:
     write_manifest(folder, manifest)
     bundle = load_bundle(folder)
-    parity = prove(bundle, model, labels, held_out[:PROOF_FILES])
+    labels = run.labels
+    parity = prove(bundle, model, held_out[:PROOF_FILES], labels=labels, spec=run.spec)
     targets = np.array([labels.index(item.label) for item in held_out])
     if not manifest.variants:
         logits = torch_logits(model, manifest.contract.preprocess, held_out)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bundle.manifest import CONTRACT_KEY, check_embedded
-from bundle.preprocess import load_input
+from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import Bundle
 from bundle.runtime import open_model
 from bundle.scores import probabilities
@@ -37,15 +37,19 @@ class Parity:
     max_difference: float  # of a probability
 
 
-def prove(bundle: Bundle, reference: Deployed, labels: tuple[str, ...], files: tuple[Picture, ...]) -> list[Parity]:
+def prove(
+    bundle: Bundle, reference: Deployed, files: tuple[Picture, ...], *, labels: tuple[str, ...], spec: PreprocessSpec
+) -> list[Parity]:
     """Compare every runtime of a bundle with torch on real files, in batches of several sizes.
 
-    `labels` are those of the run: a bundle that names its answers otherwise fails. Raises ParityError with a table of
-    offenders, BundleError where a file is not what its manifest says.
+    `labels` and `spec` are those of the run: a bundle that names its answers or prepares pictures otherwise fails.
+    Raises ParityError with a table of offenders, BundleError where a file is not what its manifest says.
     """
     contract = bundle.manifest.contract
     if contract.labels != labels:  # also where no picture of the proof happens to get the label that differs
         raise ParityError(f"the bundle disagrees with torch on labels: {contract.labels[:20]}, the run {labels[:20]}")
+    if contract.preprocess != spec:
+        raise ParityError(f"the bundle disagrees with torch on preprocess: {contract.preprocess}, the run {spec}")
     images = np.stack([load_input(item.path.read_bytes(), contract.preprocess) for item in files])
     wanted = _in_batches(_torch_runner(reference), images)
     results = []

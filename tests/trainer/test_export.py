@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.errors import BundleError
 from bundle.manifest import Contract, Twin, Variant
+from bundle.preprocess import PreprocessSpec
 from bundle.repository import Bundle, file_sha256, load_bundle, write_manifest
 from bundle.runtime import open_model
 from trainer import backbones, runs, train
@@ -21,6 +23,7 @@ from trainer.proof import prove
 from .pictures import make_folder
 
 LABELS = ("blue", "green", "red")
+SPEC = PreprocessSpec(resize_px=73, crop_px=64, interpolation="bilinear")  # of ResNet-18 at 64 px
 FAMILIES = {  # the smallest of every family, and a side that it can still take
     "efficientnet_lite0": 64,
     "alexnet": 64,
@@ -72,7 +75,8 @@ def test_every_family_answers_alike_everywhere(name: str, data: Path, exported: 
     write_onnx(model, contract, tmp_path / "model.onnx")
     twin = write_torchscript(model, contract, tmp_path / "model.torchscript.pt")
     bundle = remake(exported, tmp_path, contract, twin)
-    parity = prove(bundle, model, LABELS, load_labelled(data, LABELS, max_bad=0))
+    files = load_labelled(data, LABELS, max_bad=0)
+    parity = prove(bundle, model, files, labels=LABELS, spec=backbone.spec)
     assert [item.runtime for item in parity] == ["onnxruntime fp32", "torchscript"]
     assert all(item.equal_top1 == item.picture_count == 30 for item in parity)
     assert all(item.max_difference <= 1e-4 for item in parity)
@@ -120,19 +124,38 @@ def skewed(exported: Bundle, tmp_path: Path, **changes: object) -> tuple[Bundle,
 def test_honest_bundle_passes_the_proof(exported: Bundle, data: Path, tmp_path: Path) -> None:
     """The skews below are refused for their skew alone."""
     bundle, honest = skewed(exported, tmp_path)
-    prove(bundle, honest, LABELS, load_labelled(data, LABELS, max_bad=0))
+    prove(bundle, honest, load_labelled(data, LABELS, max_bad=0), labels=LABELS, spec=SPEC)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"graph_mean": (0.5, 0.456, 0.406)}, {"labels": ("green", "blue", "red")}],
-    ids=["one changed mean", "one swapped label"],
+    [
+        {"graph_mean": (0.5, 0.456, 0.406)},
+        {"labels": ("green", "blue", "red")},
+        {"preprocess": PreprocessSpec(resize_px=80, crop_px=64, interpolation="bilinear")},
+    ],
+    ids=["one changed mean", "one swapped label", "one other resize"],
 )
 def test_skewed_bundle_is_refused_at_export(exported: Bundle, data: Path, tmp_path: Path, changes: dict) -> None:
-    """A graph or a list of labels that differs from the network that was trained does not pass."""
+    """A graph, labels or a preprocessing that differs from what was trained does not pass."""
     bundle, honest = skewed(exported, tmp_path, **changes)
     with pytest.raises(ParityError, match="disagrees with torch"):
-        prove(bundle, honest, LABELS, load_labelled(data, LABELS, max_bad=0))
+        prove(bundle, honest, load_labelled(data, LABELS, max_bad=0), labels=LABELS, spec=SPEC)
+
+
+def test_flipped_byte_is_refused_at_export(exported: Bundle, data: Path, tmp_path: Path) -> None:
+    """In the ONNX file and in its twin alike."""
+    bundle, honest = skewed(exported, tmp_path)
+    twin = write_torchscript(honest, bundle.manifest.contract, tmp_path / "model.torchscript.pt")
+    bundle = remake(exported, tmp_path, bundle.manifest.contract, twin)
+    files = load_labelled(data, LABELS, max_bad=0)
+    for name in ("model.onnx", "model.torchscript.pt"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:999] + bytes([whole[999] ^ 1]) + whole[1000:])
+        with pytest.raises(BundleError, match=f"{name}: sha256 is"):
+            prove(bundle, honest, files, labels=LABELS, spec=SPEC)
+        (tmp_path / name).write_bytes(whole)
+    prove(bundle, honest, files, labels=LABELS, spec=SPEC)
 
 
 def test_failed_export_leaves_nothing_behind(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
