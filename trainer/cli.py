@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
 from trainer.config import AugmentConfig, FitConfig
-from trainer.errors import ParityError
+from trainer.errors import Interrupted, ParityError
 
 app = typer.Typer(
     help="Train an image classifier and export it with proof.",
@@ -25,6 +25,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data folder.")
 app.add_typer(data_app, name="data")
 out = Console(highlight=False, soft_wrap=True)
+_EXIT_CODES: Final[dict[type[CalotypeError], int]] = {ParityError: 1, Interrupted: 130}  # 130: what a shell expects
 
 DataFolder = Annotated[Path, typer.Argument(help="Name a folder with train/ and val/, or one folder a class.")]
 RunFolder = Annotated[Path, typer.Argument(help="Name a run folder that `trainer fit` wrote.")]
@@ -216,12 +217,9 @@ def main() -> None:
     """Run the command line; expected errors end it with one line."""
     try:
         app()
-    except ParityError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
     except CalotypeError as error:
         typer.echo(f"Error: {error}", err=True)
-        sys.exit(130 if type(error).__name__ == "Interrupted" else 2)
+        sys.exit(_EXIT_CODES.get(type(error), 2))
     except OSError as error:  # a place that cannot be written, a full disk: the reader's own files were handled before
         typer.echo(f"Error: {error.filename or 'writing'}: {error.strerror or error}; choose another place", err=True)
         sys.exit(2)

@@ -6,7 +6,8 @@ CalotypeError (bundle.errors)
     ├── ConfigError           options that contradict each other or the backbone
     ├── WeightsError          pretrained weights that are not at hand
     ├── CheckpointError       a run folder that cannot be read or resumed
-    └── ParityError           an export whose runtimes disagree; nothing was written
+    ├── ParityError           an export whose runtimes disagree; nothing was written
+    └── Interrupted           Ctrl-C while training; the last checkpoint is kept
 """
 
 from bundle.errors import CalotypeError
@@ -34,3 +35,7 @@ class CheckpointError(TrainerError):
 
 class ParityError(TrainerError):
     """Runtimes that disagree on real pictures."""
+
+
+class Interrupted(TrainerError):  # noqa: N818 -- an interruption is what happened, not an error of anyone
+    """Ctrl-C: the last checkpoint is kept."""

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer import checkpoint
 from trainer.augment import mix, resolve
 from trainer.checkpoint import Score, State, part, prefixed
-from trainer.errors import TrainerError
+from trainer.errors import Interrupted, TrainerError
 from trainer.network import Deployed, all_features, all_logits
 from trainer.optim import (
     loss_of,
@@ -40,10 +40,6 @@ from trainer.pictures import (
 )
 from trainer.probe import fit_probe
 from trainer.session import Session
-
-
-class Interrupted(TrainerError):  # noqa: N818 -- an interruption is what happened, not an error of anyone
-    """Ctrl-C: the last checkpoint is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
