@@ -74,6 +74,7 @@ def load_model(folder: Path, settings: ServerSettings) -> ServedModel:
         instances=settings.instances,
         intra_op_threads=settings.intra_op_threads,
         decode_threads=settings.decode_threads,
+        max_batch=settings.max_batch,
     )
     batcher = _batcher(model, settings, plan=plan)
     batcher.start()
@@ -87,6 +88,7 @@ def load_model(folder: Path, settings: ServerSettings) -> ServedModel:
         instances=plan.instances,
         intra_op_threads=plan.intra_op_threads,
         decode_threads=plan.decode_threads,
+        max_batch=plan.max_batch,
         golden_difference=f"{difference:.1e}",
     )
     return served
@@ -99,7 +101,7 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan) -> PictureBatcher:
     """Warm every batch size; return the batcher, not yet started."""
-    contract, sizes = model.bundle.manifest.contract, batch_sizes(settings.max_batch)
+    contract, sizes = model.bundle.manifest.contract, batch_sizes(plan.max_batch)
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
     crop_px = contract.preprocess.crop_px
     for size in sizes:

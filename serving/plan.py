@@ -11,24 +11,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_MAX_BATCH_CPU: Final = 4
+_MAX_BATCH_CUDA: Final = 32  # not measured
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUP: Final = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Threads of one model."""
+    """Threads and batches of one model."""
 
     instances: int  # batches that run at once
     intra_op_threads: int  # inside one batch
     decode_threads: int
+    max_batch: int  # pictures that run together
 
 
 def make_plan(
-    *, cores: int, provider: str, instances: int = 0, intra_op_threads: int = 0, decode_threads: int = 0
+    *,
+    cores: int,
+    provider: str,
+    instances: int = 0,
+    intra_op_threads: int = 0,
+    decode_threads: int = 0,
+    max_batch: int = 0,
 ) -> Plan:
-    """Return the plan for a provider ("cpu" or "cuda"); numbers other than 0 are taken as they are."""
+    """Return the plan for a provider ("cpu" or "cuda"); numbers other than 0 are taken as they are.
+
+    On a CPU batches beyond 4 bring nothing and cost memory, which the arena keeps. Lite0, two cores, 16 callers, at
+    most 16, 4 and 1 together: 173, 171 and 166 pictures/s, p99 162, 135 and 112 ms, 354, 244 and 176 MB resident.
+    """
     return Plan(
+        max_batch=max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else _MAX_BATCH_CPU),
         instances=instances or (1 if provider == "cuda" else cores),
         intra_op_threads=intra_op_threads or 1,
         decode_threads=decode_threads or cores,

@@ -6,18 +6,19 @@ from serving.plan import Plan, cgroup_quota, make_plan, usable_cores
 
 def test_cpu_plan_runs_one_thread_instances_side_by_side():
     """One instance a core, one thread each."""
-    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=4)
+    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=4, max_batch=4)
 
 
 def test_cuda_plan_has_one_instance():
     """A GPU takes large batches one after the other."""
-    assert make_plan(cores=4, provider="cuda").instances == 1
+    plan = make_plan(cores=4, provider="cuda")
+    assert (plan.instances, plan.max_batch) == (1, 32)
 
 
 def test_given_numbers_are_taken():
     """0 alone means: decide."""
-    plan = make_plan(cores=4, provider="cpu", instances=2, intra_op_threads=3, decode_threads=5)
-    assert plan == Plan(instances=2, intra_op_threads=3, decode_threads=5)
+    plan = make_plan(cores=4, provider="cpu", instances=2, intra_op_threads=3, decode_threads=5, max_batch=6)
+    assert plan == Plan(instances=2, intra_op_threads=3, decode_threads=5, max_batch=6)
 
 
 def test_tightest_quota_on_the_way_up_counts(tmp_path):
