@@ -106,7 +106,7 @@ def _classify(run: Path, data: Path, name: str, address: str) -> tuple[int, int]
     table = Table("picture", "truth", "top 3", "score")
     for item, answer in _spread(list(zip(pictures, answers, strict=True)), SHOWN):
         labels = ", ".join(prediction["label"] for prediction in answer)
-        table.add_row(str(item.path.relative_to(data)), item.label, labels, f"{answer[0]['score']:.4f}")
+        table.add_row(os.path.relpath(item.path, data), item.label, labels, f"{answer[0]['score']:.4f}")
     console.print(table)
     hits = sum(answer[0]["label"] == item.label for item, answer in zip(pictures, answers, strict=True))
     return hits, len(pictures)

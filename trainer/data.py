@@ -58,11 +58,6 @@ class Dataset:
     bad: tuple[BadFile, ...]
     split: str  # how the sides came about, for the record
 
-    def indices(self, side: Side) -> list[int]:
-        """Return the label index of every picture of a side."""
-        place = {label: index for index, label in enumerate(self.labels)}
-        return [place[picture.label] for picture in self.sides[side]]
-
     def fingerprint(self, side: Side = "train") -> str:
         """Return one sha256 over the labels and contents of a side, whatever the order or the file names."""
         lines = sorted(f"{picture.label}\0{picture.sha256}" for picture in self.sides[side])
