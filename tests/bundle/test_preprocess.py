@@ -323,6 +323,21 @@ def test_input_has_the_geometry_of_resize_then_crop(size: tuple[int, int], inter
     assert difference.max() <= 4  # at the edge the crop sees no neighbours
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.tuples(st.integers(1, 700), st.integers(1, 700)),
+    st.integers(1, 96),
+    st.integers(0, 96),
+    st.sampled_from(["bicubic", "bilinear"]),
+)
+def test_one_colour_stays_that_colour_at_every_size(size: tuple[int, int], crop_px: int, margin_px: int, name: str):
+    """The filter's weights add up to one, and no size is refused."""
+    spec = PreprocessSpec(resize_px=crop_px + margin_px, crop_px=crop_px, interpolation=name)
+    found = to_input(Image.new("RGB", size, (10, 200, 77)), spec)
+    assert found.shape == (crop_px, crop_px, 3)
+    assert (found == (10, 200, 77)).all()
+
+
 def test_no_scaling_keeps_the_centre_square():
     """At its own size a picture is cropped, byte for byte."""
     spec = PreprocessSpec(resize_px=32, crop_px=16)
