@@ -1,9 +1,10 @@
 """Group single items into batches, on threads: prepare each alone, run them together, answer each alone.
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
-has queued while all instances were busy. What is ready is shared out among the idle instances, so that none gets a
-batch while another gets nothing. Every admitted item's future is answered exactly once: with its answer, the error of
-its preparation or of its batch, DeadlineExceededError, or a cancellation.
+has queued while all instances were busy. What waits is shared out among the idle instances, so that none gets a batch
+while another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the two.
+Every admitted item's future is answered exactly once: with its answer, the error of its preparation or of its batch,
+DeadlineExceededError, or a cancellation.
 
 Knows nothing of pictures, models or the network.
 """
@@ -14,13 +15,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Final, Generic, Literal, TypeVar
 
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
 
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
+Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left to idle instances; nothing more waited
+_PACE_WEIGHT: Final = 0.1  # of the newest batch in the moving mean of seconds an item
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,16 @@ class _Ticket(Generic[Answer]):
     future: Future[Answer]
     size_bytes: int
     deadline: float | None
+    admitted: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready(Generic[Row, Answer]):
+    """An item that an instance may take."""
+
+    ticket: _Ticket[Answer]
+    make_row: Callable[[], Row]
+    since: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +51,24 @@ class BatcherLimits:
     """How much runs at once, and how much may wait."""
 
     instances: int
-    prepare_threads: int
+    prepare_threads: int  # 0: every instance prepares what it runs
     batch_sizes: tuple[int, ...]  # ascending, the first is 1
     max_wait_ms: float = 0.0
     max_queue_items: int = 256
     max_queue_bytes: int = 256 * 2**20
+
+
+class Observer:
+    """Hears what a batcher does, from its threads; this one does not listen."""
+
+    def on_wait(self, seconds: float) -> None:
+        """Hear how long an item waited for a thread, all told."""
+
+    def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
+        """Hear of a batch that was run, and for how long."""
+
+    def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
+        """Hear of an admitted item that was not run."""
 
 
 class Batcher(Generic[Payload, Row, Answer]):
@@ -54,22 +81,30 @@ class Batcher(Generic[Payload, Row, Answer]):
         *,
         limits: BatcherLimits,
         clock: Callable[[], float] = time.monotonic,
+        observer: Observer | None = None,
     ) -> None:
         self._prepare = prepare
         self._run = run
         self._limits = limits
         self._clock = clock
+        self._observer = observer or Observer()
         self._lock = threading.Lock()
         self._has_incoming = threading.Condition(self._lock)
         self._has_ready = threading.Condition(self._lock)
         self._incoming: deque[tuple[_Ticket[Answer], Payload]] = deque()
-        self._ready: deque[tuple[_Ticket[Answer], Row, float]] = deque()  # the float: when it became ready
+        self._ready: deque[_Ready[Row, Answer]] = deque()
         self._preparing = 0
         self._idle = 0
         self._queued_items = 0
         self._queued_bytes = 0
+        self._pace_s = 0.0  # of an instance an item, moving mean
         self._is_closing = False
         self._threads: list[threading.Thread] = []
+
+    @property
+    def queued_items(self) -> int:
+        """How many admitted items no instance has taken yet."""
+        return self._queued_items
 
     def start(self) -> None:
         """Start the threads."""
@@ -83,15 +118,22 @@ class Batcher(Generic[Payload, Row, Answer]):
     ) -> list[Future[Answer]]:
         """Admit all payloads or none; return a future for each, in order.
 
-        `deadline` is a time of the clock, in seconds. Raises QueueFullError, or NotReadyError after `close`.
+        `deadline` is a time of the clock, in seconds. Raises QueueFullError, DeadlineExceededError where the queue
+        would take longer than that, and NotReadyError after `close`.
         """
-        tickets = [_Ticket[Answer](Future(), size_bytes, deadline) for size_bytes in sizes_bytes]
+        now = self._clock()
+        tickets = [_Ticket[Answer](Future(), size_bytes, deadline, now) for size_bytes in sizes_bytes]
         with self._lock:
-            self._check_room(len(tickets), sum(sizes_bytes))
-            self._incoming.extend(zip(tickets, payloads, strict=True))
+            self._check_room(len(tickets), sum(sizes_bytes), time_left_s=None if deadline is None else deadline - now)
             self._queued_items += len(tickets)
             self._queued_bytes += sum(sizes_bytes)
-            self._has_incoming.notify(len(tickets))
+            if self._limits.prepare_threads:
+                self._incoming.extend(zip(tickets, payloads, strict=True))
+                self._has_incoming.notify(len(tickets))
+            else:
+                pairs = zip(tickets, payloads, strict=True)
+                self._ready.extend(_Ready(ticket, partial(self._prepare, payload), now) for ticket, payload in pairs)
+                self._has_ready.notify(len(tickets))
         return [ticket.future for ticket in tickets]
 
     def close(self, timeout_s: float) -> bool:
@@ -104,7 +146,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         with self._lock:
-            left = [ticket for ticket, _ in self._incoming] + [ticket for ticket, _, _ in self._ready]
+            left = [ticket for ticket, _ in self._incoming] + [item.ticket for item in self._ready]
             self._incoming.clear()
             self._ready.clear()
             self._has_ready.notify_all()
@@ -112,17 +154,25 @@ class Batcher(Generic[Payload, Row, Answer]):
             _fail(ticket, NotReadyError("the server stopped before this was run; send it to another one"))
         return not left and not any(thread.is_alive() for thread in self._threads)
 
-    def _check_room(self, item_count: int, size_bytes: int) -> None:
-        limits = self._limits
+    def _check_room(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
+        limits, wait_s = self._limits, self._queued_items * self._pace_s / self._limits.instances
         if self._is_closing:
             raise NotReadyError("the server is shutting down; send it to another one")
         if self._queued_items + item_count > limits.max_queue_items:
             raise QueueFullError(
-                f"{self._queued_items} items wait, at most {limits.max_queue_items} may; try again later"
+                f"{self._queued_items} items wait, at most {limits.max_queue_items} may; try again later",
+                retry_after_s=wait_s,
             )
         if self._queued_bytes + size_bytes > limits.max_queue_bytes:
             raise QueueFullError(
-                f"{self._queued_bytes:,} bytes wait, at most {limits.max_queue_bytes:,} may; try again later"
+                f"{self._queued_bytes:,} bytes wait, at most {limits.max_queue_bytes:,} may; try again later",
+                retry_after_s=wait_s,
+            )
+        # Only behind others: an empty queue admits everything, so that a pace that is out of date is measured anew.
+        if time_left_s is not None and self._queued_items and wait_s > time_left_s:
+            raise DeadlineExceededError(
+                f"{self._queued_items} items wait, for about {1000 * wait_s:.0f} ms, the deadline leaves "
+                f"{1000 * time_left_s:.0f}; allow more time or send less"
             )
 
     def _prepare_loop(self) -> None:
@@ -149,7 +199,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             self._preparing -= 1
             if row is not None:
-                self._ready.append((ticket, row, self._clock()))
+                self._ready.append(_Ready(ticket, partial(_same, row), self._clock()))
                 self._has_ready.notify()
             else:
                 self._leave_queue(ticket)
@@ -160,13 +210,21 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def _run_loop(self) -> None:
         while (batch := self._next_batch()) is not None:
-            live, expired = batch
+            live, expired, closing = batch
             for ticket in expired:
+                self._observer.on_drop("deadline")
                 _fail(ticket, _past_deadline())
             if live:
-                self._run_batch([ticket for ticket, _ in live], [row for _, row in live])
+                self._run_batch(live, closing=closing)
 
-    def _run_batch(self, tickets: list[_Ticket[Answer]], rows: list[Row]) -> None:
+    def _run_batch(self, batch: list[_Ready[Row, Answer]], *, closing: Closing) -> None:
+        started = self._clock()
+        for item in batch:
+            self._observer.on_wait(started - item.ticket.admitted)
+        tickets, rows = self._rows(batch)
+        if not tickets:
+            return
+        run_started = self._clock()
         try:
             answers = self._run(rows)
             if len(answers) != len(rows):
@@ -177,8 +235,30 @@ class Batcher(Generic[Payload, Row, Answer]):
             return
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
+        done = self._clock()
+        self._observer.on_batch(len(rows), closing=closing, seconds=done - run_started)
+        pace_s = (done - started) / len(rows)
+        with self._lock:
+            self._pace_s += _PACE_WEIGHT * (pace_s - self._pace_s) if self._pace_s else pace_s
 
-    def _next_batch(self) -> tuple[list[tuple[_Ticket[Answer], Row]], list[_Ticket[Answer]]] | None:
+    def _rows(self, batch: list[_Ready[Row, Answer]]) -> tuple[list[_Ticket[Answer]], list[Row]]:
+        """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
+        tickets, rows = [], []
+        for item in batch:
+            try:
+                row = item.make_row()
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this item's caller
+                item.ticket.future.set_exception(error)
+                continue
+            if self._is_late(item.ticket):
+                self._observer.on_drop("deadline")
+                item.ticket.future.set_exception(_past_deadline())
+                continue
+            tickets.append(item.ticket)
+            rows.append(row)
+        return tickets, rows
+
+    def _next_batch(self) -> tuple[list[_Ready[Row, Answer]], list[_Ticket[Answer]], Closing] | None:
         """Wait for work; return what to run (futures marked running) and what has expired, or None at the end."""
         with self._lock:
             self._idle += 1
@@ -187,41 +267,40 @@ class Batcher(Generic[Payload, Row, Answer]):
                     if not self._ready and self._is_closing and not self._incoming and not self._preparing:
                         return None
                     self._has_ready.wait(window_s if self._ready else None)
-                expired = self._sweep()
-                live = [self._ready.popleft() for _ in range(self._share())]
-                for ticket, _, _ in live:
-                    self._leave_queue(ticket)
+                share = self._share()
+                live, expired = self._take(share)
                 if self._ready:  # a thread that waited out its window may have used up others' wake-ups
                     self._has_ready.notify()
             finally:
                 self._idle -= 1
-        return [(ticket, row) for ticket, row, _ in live if ticket.future.set_running_or_notify_cancel()], expired
+            full = share == self._limits.batch_sizes[-1]
+            return live, expired, "full" if full else "shared" if self._ready else "drained"
 
     def _window_s(self) -> float:
         """Return how long the oldest ready item may still wait for company, in seconds."""
         if self._is_closing or not self._limits.max_wait_ms or len(self._ready) >= self._limits.batch_sizes[-1]:
             return 0.0
-        return self._ready[0][2] + self._limits.max_wait_ms / 1000 - self._clock()
+        return self._ready[0].since + self._limits.max_wait_ms / 1000 - self._clock()
 
     def _share(self) -> int:
         """Return how many ready items an idle instance takes: an even share, cut to a warmed batch size."""
         even = -(-len(self._ready) // self._idle)
-        return max((size for size in self._limits.batch_sizes if size <= even), default=0)
+        return max(size for size in self._limits.batch_sizes if size <= even)
 
-    def _sweep(self) -> list[_Ticket[Answer]]:
-        """Drop cancelled and expired items from the ready ones; return the expired."""
-        kept: deque[tuple[_Ticket[Answer], Row, float]] = deque()
+    def _take(self, share: int) -> tuple[list[_Ready[Row, Answer]], list[_Ticket[Answer]]]:
+        """Take up to `share` items that are to be run, and with them whatever before them is cancelled or expired."""
+        live: list[_Ready[Row, Answer]] = []
         expired = []
-        for entry in self._ready:
-            ticket, is_late = entry[0], self._is_late(entry[0])
-            if not is_late and not ticket.future.cancelled():
-                kept.append(entry)
-                continue
-            self._leave_queue(ticket)
-            if is_late:
-                expired.append(ticket)
-        self._ready = kept
-        return expired
+        while self._ready and len(live) < share:
+            item = self._ready.popleft()
+            self._leave_queue(item.ticket)
+            if self._is_late(item.ticket):
+                expired.append(item.ticket)
+            elif item.ticket.future.set_running_or_notify_cancel():
+                live.append(item)
+            else:
+                self._observer.on_drop("cancelled")
+        return live, expired
 
     def _leave_queue(self, ticket: _Ticket[Answer]) -> None:
         self._queued_items -= 1
@@ -229,6 +308,10 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def _is_late(self, ticket: _Ticket[Answer]) -> bool:
         return ticket.deadline is not None and ticket.deadline <= self._clock()
+
+
+def _same(row: Row) -> Row:
+    return row
 
 
 def _past_deadline() -> Exception:

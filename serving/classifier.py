@@ -3,6 +3,7 @@
 Knows no grpc: the service turns what comes out of here into messages.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,18 +14,22 @@ import structlog
 from numpy.typing import NDArray
 
 from bundle import golden
+from bundle.errors import ImageError
 from bundle.manifest import Contract
-from bundle.preprocess import DecodeLimits, load_input
+from bundle.preprocess import DecodeLimits, decode, to_input
 from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
 from bundle.scores import Ranked, probabilities, rank
 from serving.batcher import Batcher, BatcherLimits
+from serving.errors import DeadlineExceededError, QueueFullError
+from serving.metrics import MAX_COUNTED_LABELS, Metrics, ModelMetrics
 from serving.plan import Plan, make_plan, usable_cores
 from serving.settings import ServerSettings
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
+Payload = bytes | Picture  # encoded, or already model input
 Probabilities = NDArray[np.float64]  # (C,)
-PictureBatcher = Batcher[bytes, Picture, Probabilities]
+PictureBatcher = Batcher[Payload, Picture, Probabilities]
 _DEFAULT_TOP_K: Final = 5
 
 log = structlog.get_logger(__name__)
@@ -33,19 +38,31 @@ log = structlog.get_logger(__name__)
 class ServedModel:
     """A model that has proved itself and answers. Made by `load_model`."""
 
-    def __init__(self, model: OnnxModel, batcher: PictureBatcher) -> None:
+    def __init__(self, model: OnnxModel, batcher: PictureBatcher, *, metrics: ModelMetrics) -> None:
         self._batcher = batcher
+        self._metrics = metrics
         self.contract: Contract = model.bundle.manifest.contract
         self.digest = model.bundle.digest
         self.provider: str = model.provider  # the one that really runs
         self.precision: str = model.variant.precision
 
-    def submit(self, images: Sequence[bytes], *, deadline: float | None = None) -> list[Future[Probabilities]]:
-        """Admit all encoded pictures or none; each future gets (C,) probabilities, or the picture's own ImageError.
+    def start(self) -> None:
+        """Start the batcher's threads and publish that this version serves."""
+        self._batcher.start()
+        self._metrics.on_ready(queued=lambda: self._batcher.queued_items, **self._identity())
 
-        `deadline` is a time of time.monotonic(). Raises QueueFullError or NotReadyError.
+    def submit(self, images: Sequence[Payload], *, deadline: float | None = None) -> list[Future[Probabilities]]:
+        """Admit all pictures or none; each future gets (C,) probabilities, or the picture's own ImageError.
+
+        A picture is encoded bytes, or uint8 (crop_px, crop_px, 3). `deadline` is a time of time.monotonic(). Raises
+        QueueFullError, DeadlineExceededError or NotReadyError.
         """
-        return self._batcher.submit(images, sizes_bytes=[len(image) for image in images], deadline=deadline)
+        sizes = [len(image) if isinstance(image, bytes) else image.nbytes for image in images]
+        try:
+            return self._batcher.submit(images, sizes_bytes=sizes, deadline=deadline)
+        except (QueueFullError, DeadlineExceededError) as error:
+            self._metrics.on_reject("queue" if isinstance(error, QueueFullError) else "deadline", count=len(images))
+            raise
 
     def rank(self, row: Probabilities, *, top_k: int = 0, min_score: float = 0.0) -> tuple[Ranked, ...]:
         """Return the best labels of one picture's probabilities (C,); top_k 0 means 5."""
@@ -53,10 +70,15 @@ class ServedModel:
 
     def close(self, timeout_s: float) -> bool:
         """Finish what is queued for at most timeout_s seconds; say whether all was done."""
-        return self._batcher.close(timeout_s)
+        done = self._batcher.close(timeout_s)
+        self._metrics.on_gone(**self._identity())
+        return done
+
+    def _identity(self) -> dict[str, str]:
+        return {"digest": self.digest, "provider": self.provider, "variant": self.precision}
 
 
-def load_model(folder: Path, settings: ServerSettings) -> ServedModel:
+def load_model(folder: Path, settings: ServerSettings, *, metrics: Metrics) -> ServedModel:
     """Open a model folder, replay its golden pictures, warm every batch size, and start its threads.
 
     Raises BundleError where the folder or an answer is not what was exported, ProviderError for a missing provider.
@@ -76,13 +98,14 @@ def load_model(folder: Path, settings: ServerSettings) -> ServedModel:
         decode_threads=settings.decode_threads,
         max_batch=settings.max_batch,
     )
-    batcher = _batcher(model, settings, plan=plan)
-    batcher.start()
-    served = ServedModel(model, batcher)
+    contract = model.bundle.manifest.contract
+    model_metrics = metrics.model(contract.name, contract.version)
+    served = ServedModel(model, _batcher(model, settings, plan=plan, metrics=model_metrics), metrics=model_metrics)
+    served.start()
     log.info(
         "model ready",
-        model=served.contract.name,
-        version=served.contract.version,
+        model=contract.name,
+        version=contract.version,
         provider=served.provider,
         precision=served.precision,
         instances=plan.instances,
@@ -99,20 +122,11 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
     return (*(2**power for power in range(max_batch.bit_length()) if 2**power < max_batch), max_batch)
 
 
-def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan) -> PictureBatcher:
+def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics: ModelMetrics) -> PictureBatcher:
     """Warm every batch size; return the batcher, not yet started."""
-    contract, sizes = model.bundle.manifest.contract, batch_sizes(plan.max_batch)
-    decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-    crop_px = contract.preprocess.crop_px
+    sizes, crop_px = batch_sizes(plan.max_batch), model.bundle.manifest.contract.preprocess.crop_px
     for size in sizes:
         model.run(np.zeros((size, crop_px, crop_px, 3), dtype=np.uint8))
-
-    def prepare(image: bytes) -> Picture:
-        return load_input(image, contract.preprocess, limits=decode_limits)
-
-    def run(pictures: Sequence[Picture]) -> Sequence[Probabilities]:
-        return list(probabilities(model.run(np.stack(pictures)), temperature=contract.temperature))
-
     limits = BatcherLimits(
         instances=plan.instances,
         prepare_threads=plan.decode_threads,
@@ -121,4 +135,42 @@ def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan) -> Pictu
         max_queue_items=settings.max_queue_images,
         max_queue_bytes=settings.max_queue_bytes,
     )
-    return Batcher(prepare, run, limits=limits)
+    decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
+    steps = _Steps(model, decode_limits, metrics=metrics)
+    return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics)
+
+
+class _Steps:
+    """What the batcher calls: a picture to model input, and inputs to probabilities."""
+
+    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics) -> None:
+        self._model = model
+        self._contract = model.bundle.manifest.contract
+        self._limits = limits
+        self._metrics = metrics
+        self._counts_labels = len(self._contract.labels) <= MAX_COUNTED_LABELS
+
+    def prepare(self, image: Payload) -> Picture:
+        """Decode and preprocess, as `bundle.preprocess.load_input` does, with a watch on both."""
+        if not isinstance(image, bytes):
+            return image
+        spec, started = self._contract.preprocess, time.perf_counter()
+        try:
+            picture = decode(image, cover_px=spec.resize_px, limits=self._limits)
+        except ImageError as error:
+            self._metrics.on_image_error(error.code)
+            raise
+        decoded = time.perf_counter()
+        row = to_input(picture, spec)
+        self._metrics.on_stage("decode", seconds=decoded - started)
+        self._metrics.on_stage("preprocess", seconds=time.perf_counter() - decoded)
+        return row
+
+    def run(self, pictures: Sequence[Picture]) -> Sequence[Probabilities]:
+        """Return (C,) probabilities for each picture."""
+        rows = list(probabilities(self._model.run(np.stack(pictures)), temperature=self._contract.temperature))
+        for row in rows:
+            best = int(row.argmax())
+            label = self._contract.labels[best] if self._counts_labels else None
+            self._metrics.on_answer(label, score=float(row[best]))
+        return rows

@@ -1,6 +1,6 @@
 """The expected errors of the service and its client.
 
-CalotypeError (bundle)        shown to a person as one line; `service.STATUS` maps each type to a gRPC status
+CalotypeError (bundle)        shown to a person as one line; STATUS maps each type to its status
 └── ServingError
     ├── SettingsError         settings that contradict one another; exit 2
     ├── StartupError          nothing can be served; exit 1
@@ -11,6 +11,9 @@ CalotypeError (bundle)        shown to a person as one line; `service.STATUS` ma
     ├── DeadlineExceededError the caller has stopped waiting; the work was not done
     └── ClientError           the client's side: a call that failed, with its address and the next step
 """
+
+import asyncio
+from typing import Final
 
 from bundle.errors import CalotypeError
 
@@ -40,7 +43,11 @@ class NotReadyError(ServingError):
 
 
 class QueueFullError(ServingError):
-    """More work than the queue may hold; nothing of the request was admitted."""
+    """More work than the queue may hold; nothing of the request was admitted. The queue moves on in retry_after_s."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceededError(ServingError):
@@ -53,3 +60,18 @@ class ClientError(ServingError):
     def __init__(self, message: str, *, status: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+STATUS: Final[dict[type[BaseException], str]] = {  # the names are gRPC's; other doors translate them
+    InvalidRequestError: "INVALID_ARGUMENT",
+    UnknownModelError: "NOT_FOUND",
+    NotReadyError: "UNAVAILABLE",
+    QueueFullError: "RESOURCE_EXHAUSTED",
+    DeadlineExceededError: "DEADLINE_EXCEEDED",
+    asyncio.CancelledError: "CANCELLED",
+}
+
+
+def status_name(error: BaseException) -> str:
+    """Return the status of an error, such as "NOT_FOUND"; "INTERNAL" where it was not foreseen."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), "INTERNAL")

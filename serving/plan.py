@@ -23,7 +23,7 @@ class Plan:
 
     instances: int  # batches that run at once
     intra_op_threads: int  # inside one batch
-    decode_threads: int
+    decode_threads: int  # 0: every instance decodes what it runs, without handing it over
     max_batch: int  # pictures that run together
 
 
@@ -45,7 +45,7 @@ def make_plan(
         max_batch=max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else _MAX_BATCH_CPU),
         instances=instances or (1 if provider == "cuda" else cores),
         intra_op_threads=intra_op_threads or 1,
-        decode_threads=decode_threads or cores,
+        decode_threads=decode_threads or (cores if provider == "cuda" else 0),
     )
 
 

@@ -19,7 +19,9 @@ from grpc_reflection.v1alpha import reflection
 from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
+from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
+from serving.metrics import Metrics
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 
@@ -33,17 +35,19 @@ log = structlog.get_logger(__name__)
 class Server:
     """One server in one event loop: `startup`, then `shutdown`. `port` is the bound one after `startup`."""
 
-    def __init__(self, catalogue: Catalogue, settings: ServerSettings) -> None:
+    def __init__(self, catalogue: Catalogue, settings: ServerSettings, *, metrics: Metrics) -> None:
         self._catalogue = catalogue
         self._settings = settings
         self._grpc = grpc.aio.server(options=_options(settings))
-        self._service = ClassifierService(catalogue, max_images_per_request=settings.max_images_per_request)
+        self._dispatcher = Dispatcher(
+            catalogue, max_images_per_request=settings.max_images_per_request, metrics=metrics
+        )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
         self.port = 0
 
     async def startup(self) -> None:
         """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(self._service, self._grpc)  # type: ignore[no-untyped-call]  # generated
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._grpc)  # type: ignore[no-untyped-call]  # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         await self._say(_NOT_SERVING)
@@ -65,7 +69,7 @@ class Server:
             await asyncio.sleep(self._settings.lame_duck_s)
         self._catalogue.start_draining()
         stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_s))
-        idle = asyncio.create_task(self._service.idle.wait())
+        idle = asyncio.create_task(self._dispatcher.idle.wait())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         await self._grpc.stop(min(_FLUSH_S, self._settings.drain_s))  # health watchers would hold it for all of drain_s
@@ -91,8 +95,11 @@ def run(models: Path, settings: ServerSettings) -> None:
 async def _main(models: Path, settings: ServerSettings) -> None:
     started = time.monotonic()
     stop = _stop_on_signal()
-    catalogue = Catalogue(models, lambda folder: load_model(folder, settings), default_model=settings.default_model)
-    server = Server(catalogue, settings)
+    metrics = Metrics()
+    catalogue = Catalogue(
+        models, lambda folder: load_model(folder, settings, metrics=metrics), default_model=settings.default_model
+    )
+    server = Server(catalogue, settings, metrics=metrics)
     try:
         await server.startup()
     except BaseException:

@@ -28,7 +28,7 @@ class ServerSettings:
     precision: Annotated[Literal["fp32", "fp16", "int8"], _setting("Serve this variant of every bundle.")] = "fp32"
     instances: Annotated[int, _setting("Run so many batches at once per model; 0: one a core.", low=0)] = 0
     intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: one.", low=0)] = 0
-    decode_threads: Annotated[int, _setting("Decode in so many threads per model; 0: one a core.", low=0)] = 0
+    decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
     max_batch: Annotated[int, _setting("Run at most so many images together; 0: 4 on CPU, 32 on CUDA.", low=0)] = 0
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0
     max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1)] = 256

@@ -41,7 +41,7 @@ def prepare(number):
 
 
 def make(gate, *, clock=lambda: 0.0, **limits):
-    chosen = {"instances": 1, "prepare_threads": 1, "batch_sizes": (1, 2, 4), **limits}
+    chosen = {"instances": 1, "prepare_threads": 0, "batch_sizes": (1, 2, 4), **limits}
     batcher = Batcher(prepare, gate.run, limits=BatcherLimits(**chosen), clock=clock)
     batcher.start()
     return batcher
@@ -55,7 +55,7 @@ def submit(batcher, *numbers, deadline=None, size_bytes=1):
 @given(
     requests=st.lists(st.tuples(st.lists(st.integers(0, 999), min_size=1, max_size=5), st.booleans()), max_size=25),
     instances=st.integers(1, 3),
-    prepare_threads=st.integers(1, 3),
+    prepare_threads=st.integers(0, 3),
     is_held=st.booleans(),
 )
 def test_every_item_gets_its_own_answer_exactly_once(requests, instances, prepare_threads, is_held):

@@ -5,14 +5,14 @@ from serving.plan import Plan, cgroup_quota, make_plan, usable_cores
 
 
 def test_cpu_plan_runs_one_thread_instances_side_by_side():
-    """One instance a core, one thread each."""
-    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=4, max_batch=4)
+    """One instance a core, one thread each, and each decodes its own."""
+    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=0, max_batch=4)
 
 
 def test_cuda_plan_has_one_instance():
     """A GPU takes large batches one after the other."""
     plan = make_plan(cores=4, provider="cuda")
-    assert (plan.instances, plan.max_batch) == (1, 32)
+    assert (plan.instances, plan.decode_threads, plan.max_batch) == (1, 4, 32)
 
 
 def test_given_numbers_are_taken():

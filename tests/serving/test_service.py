@@ -17,18 +17,20 @@ from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.errors import QueueFullError
+from serving.metrics import Metrics
 from serving.server import Server
 from serving.settings import ServerSettings
 
 SETTINGS = ServerSettings(address="127.0.0.1:0", max_images_per_request=8)
+METRICS = Metrics()
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @asynccontextmanager
-async def serving(models, *, load=lambda folder: load_model(folder, SETTINGS)):
+async def serving(models, *, load=lambda folder: load_model(folder, SETTINGS, metrics=METRICS)):
     """A server that says SERVING, and a channel to it without retries."""
-    server = Server(Catalogue(models, load), SETTINGS)
+    server = Server(Catalogue(models, load), SETTINGS, metrics=Metrics())
     await server.startup()
     await server.say_serving()
     options = [("grpc.enable_retries", 0)]
@@ -142,7 +144,7 @@ def test_failures_of_the_engine_get_their_status(models, error, status, text):
 
     async def scene():
         def load(folder):
-            return FailingModel(load_model(folder, SETTINGS), error)
+            return FailingModel(load_model(folder, SETTINGS, metrics=METRICS), error)
 
         async with serving(models, load=load) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -230,10 +232,10 @@ def test_not_serving_while_models_load(models):
     def load(folder):
         is_loading.set()
         assert may_load.wait(20)
-        return load_model(folder, SETTINGS)
+        return load_model(folder, SETTINGS, metrics=METRICS)
 
     async def scene():
-        server = Server(Catalogue(models, load), SETTINGS)
+        server = Server(Catalogue(models, load), SETTINGS, metrics=Metrics())
         starting = asyncio.create_task(server.startup())
         await asyncio.to_thread(is_loading.wait, 20)
         async with grpc.aio.insecure_channel(
@@ -257,7 +259,9 @@ def test_watchers_do_not_hold_up_the_shutdown(models):
     """A balancer that watches health for ever sees NOT_SERVING, and the server still ends."""
 
     async def scene():
-        server = Server(Catalogue(models, lambda folder: load_model(folder, SETTINGS)), SETTINGS)
+        server = Server(
+            Catalogue(models, lambda folder: load_model(folder, SETTINGS, metrics=METRICS)), SETTINGS, metrics=Metrics()
+        )
         await server.startup()
         await server.say_serving()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

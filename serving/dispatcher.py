@@ -1,0 +1,102 @@
+"""Where every door's requests meet: check the limits, find the model, hand over the pictures, await the answers.
+
+Counts what is under way, so that a shutdown can wait for it. Knows neither grpc nor HTTP nor onnxruntime.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from bundle.errors import ImageError
+from serving.catalogue import Catalogue
+from serving.classifier import Payload, Probabilities, ServedModel
+from serving.errors import InvalidRequestError, status_name
+from serving.metrics import Metrics
+
+Door = Literal["classifier.v1", "inference", "http"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What came of one request's pictures, in their order, and the model that answered."""
+
+    model: ServedModel
+    outcomes: tuple[Probabilities | ImageError, ...]
+
+
+class Dispatcher:
+    """One for all doors of a server. `idle` is set while no request is being answered."""
+
+    def __init__(self, catalogue: Catalogue, *, max_images_per_request: int, metrics: Metrics) -> None:
+        self.catalogue = catalogue
+        self._max_images = max_images_per_request
+        self._metrics = metrics
+        self._active = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def classify(
+        self,
+        images: Sequence[Payload],
+        *,
+        door: Door,
+        model: str = "",
+        version: str = "",
+        time_left_s: float | None = None,
+    ) -> Answers:
+        """Run encoded pictures, or uint8 (crop, crop, 3) ones, and return probabilities or an ImageError for each.
+
+        An empty model means the only or default one, an empty version the newest ready. Raises the errors of
+        `errors.STATUS`. When the call is cancelled, its pictures leave the queue.
+        """
+        with self._counted(door) as names:
+            self._check(images, version)
+            served = self.catalogue.find(model, version)
+            names.append(served.contract.name)
+            deadline = None if time_left_s is None else time.monotonic() + time_left_s
+            waiting = [asyncio.wrap_future(future) for future in served.submit(images, deadline=deadline)]
+            try:
+                outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            finally:
+                for future in waiting:
+                    future.cancel()
+            return Answers(model=served, outcomes=tuple(_expected(outcome) for outcome in outcomes))
+
+    @contextmanager
+    def _counted(self, door: Door) -> Iterator[list[str]]:
+        """Count a request by its outcome; the body appends the name of the model once it is known to exist."""
+        names: list[str] = []
+        started, status = time.perf_counter(), "OK"
+        self._active += 1
+        self.idle.clear()
+        try:
+            yield names
+        except BaseException as error:
+            status = status_name(error)
+            raise
+        finally:
+            self._active -= 1
+            if not self._active:
+                self.idle.set()
+            name = names[0] if names else ""
+            self._metrics.requests.labels(door, name, status).inc()
+            self._metrics.request_seconds.labels(door, name).observe(time.perf_counter() - started)
+
+    def _check(self, images: Sequence[Payload], version: str) -> None:
+        if not images:
+            raise InvalidRequestError("images: found none, wanted at least one")
+        if len(images) > self._max_images:
+            raise InvalidRequestError(
+                f"images: found {len(images)}, wanted at most {self._max_images}; send several requests"
+            )
+        if version and not (version.isascii() and version.isdigit()):
+            raise InvalidRequestError(f"version: found {version[:32]!r}, wanted a positive integer, or nothing")
+
+
+def _expected(outcome: Probabilities | BaseException) -> Probabilities | ImageError:
+    if isinstance(outcome, BaseException) and not isinstance(outcome, ImageError):
+        raise outcome
+    return outcome

@@ -1,0 +1,129 @@
+"""What the server tells about itself, as Prometheus metrics: requests, pictures, stages, batches, answers.
+
+One registry a server, not the library's global one. Knows no network: a door counts its requests, a model's batcher is
+heard through `ModelMetrics`.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from serving.batcher import Closing, Observer
+
+MAX_COUNTED_LABELS: Final = 1000  # a model with more classes is counted without their names: each is a time series
+_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
+_SCORES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_MODEL: Final = ("model", "version")
+
+Stage = Literal["decode", "preprocess"]
+
+
+class Metrics:
+    """Every metric, by name; `model` binds those of one version."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        self.requests = Counter(
+            "calotype_requests", "Requests by outcome.", ("door", "model", "status"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "calotype_request_seconds",
+            "From request to answer.",
+            ("door", "model"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.pictures = Counter("calotype_pictures", "Pictures by outcome.", (*_MODEL, "outcome"), registry=registry)
+        self.rejected = Counter(
+            "calotype_rejected", "Pictures that were refused or dropped.", (*_MODEL, "reason"), registry=registry
+        )
+        self.queue_seconds = self._seconds("queue", "From admission until a thread takes the picture.")
+        self.decode_seconds = self._seconds("decode", "From encoded bytes to RGB.")
+        self.preprocess_seconds = self._seconds("preprocess", "From RGB to model input.")
+        self.inference_seconds = self._seconds("inference", "Of one batch in onnxruntime.")
+        self.batch_size = Histogram(
+            "calotype_batch_size", "Pictures run together.", (*_MODEL, "closing"), buckets=_SIZES, registry=registry
+        )
+        self.queue_pictures = Gauge("calotype_queue_pictures", "Pictures that wait.", _MODEL, registry=registry)
+        self.model_info = Gauge(
+            "calotype_model_info",
+            "1 for every version that serves.",
+            (*_MODEL, "digest", "provider", "variant"),
+            registry=registry,
+        )
+        self.predictions = Counter("calotype_predictions", "Best labels given.", (*_MODEL, "label"), registry=registry)
+        self.confidence = Histogram(
+            "calotype_confidence", "Score of the best label.", _MODEL, buckets=_SCORES, registry=registry
+        )
+
+    def model(self, name: str, version: int) -> "ModelMetrics":
+        """Return the metrics of one version."""
+        return ModelMetrics(self, name, version)
+
+    def _seconds(self, stage: str, text: str) -> Histogram:
+        return Histogram(f"calotype_{stage}_seconds", text, _MODEL, buckets=_SECONDS, registry=self.registry)
+
+
+class ModelMetrics(Observer):
+    """The metrics of one version of one model; an observer of its batcher."""
+
+    def __init__(self, metrics: Metrics, name: str, version: int) -> None:
+        self._labels = labels = (name, str(version))
+        self._metrics = metrics
+        self._queue = metrics.queue_seconds.labels(*labels)
+        self._inference = metrics.inference_seconds.labels(*labels)
+        self._stages = {
+            "decode": metrics.decode_seconds.labels(*labels),
+            "preprocess": metrics.preprocess_seconds.labels(*labels),
+        }
+        self._confidence = metrics.confidence.labels(*labels)
+        self._sizes: dict[Closing, Histogram] = {
+            "full": metrics.batch_size.labels(*labels, "full"),
+            "shared": metrics.batch_size.labels(*labels, "shared"),
+            "drained": metrics.batch_size.labels(*labels, "drained"),
+        }
+        self._answered = metrics.pictures.labels(*labels, "OK")
+
+    def on_wait(self, seconds: float) -> None:
+        """See Observer."""
+        self._queue.observe(seconds)
+
+    def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
+        """See Observer."""
+        self._inference.observe(seconds)
+        self._sizes[closing].observe(size)
+
+    def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
+        """See Observer."""
+        self.on_reject(reason, count=1)
+
+    def on_stage(self, stage: Stage, *, seconds: float) -> None:
+        """Count one picture's decoding or preprocessing."""
+        self._stages[stage].observe(seconds)
+
+    def on_reject(self, reason: str, *, count: int) -> None:
+        """Count pictures that were refused at the door."""
+        self._metrics.rejected.labels(*self._labels, reason).inc(count)
+
+    def on_answer(self, label: str | None, *, score: float) -> None:
+        """Count an answered picture by its best label; None where the model has too many of them."""
+        self._answered.inc()
+        self._confidence.observe(score)
+        if label is not None:
+            self._metrics.predictions.labels(*self._labels, label).inc()
+
+    def on_image_error(self, code: str) -> None:
+        """Count a picture that could not be read."""
+        self._metrics.pictures.labels(*self._labels, code).inc()
+
+    def on_ready(self, *, digest: str, provider: str, variant: str, queued: Callable[[], int]) -> None:
+        """Publish that this version serves, and how many pictures wait for it."""
+        self._metrics.model_info.labels(*self._labels, digest, provider, variant).set(1)
+        self._metrics.queue_pictures.labels(*self._labels).set_function(queued)
+
+    def on_gone(self, *, digest: str, provider: str, variant: str) -> None:
+        """Withdraw what `on_ready` published."""
+        self._metrics.model_info.remove(*self._labels, digest, provider, variant)
+        self._metrics.queue_pictures.remove(*self._labels)

@@ -1,0 +1,109 @@
+"""What the metrics say after real requests, and what the batcher tells its observer."""
+
+import asyncio
+
+import pytest
+import tiny_bundle
+
+from serving.batcher import Batcher, BatcherLimits, Observer
+from serving.catalogue import Catalogue
+from serving.classifier import load_model
+from serving.dispatcher import Dispatcher
+from serving.errors import DeadlineExceededError, UnknownModelError
+from serving.metrics import Metrics
+from serving.settings import ServerSettings
+
+COLOURS = {"model": "colours", "version": "1"}
+
+
+def classified(models, *requests, **limits):
+    """Metrics after these requests; a request is a list of pictures, or the name of an unknown model."""
+    metrics, settings = Metrics(), ServerSettings(**limits)
+    catalogue = Catalogue(models, lambda folder: load_model(folder, settings, metrics=metrics))
+    catalogue.load_all()
+    dispatcher = Dispatcher(catalogue, max_images_per_request=8, metrics=metrics)
+
+    async def scene():
+        for request in requests:
+            if isinstance(request, str):
+                with pytest.raises(UnknownModelError):
+                    await dispatcher.classify([b"x"], door="http", model=request)
+            else:
+                await dispatcher.classify(request, door="http")
+
+    asyncio.run(scene())
+    return metrics.registry.get_sample_value, catalogue
+
+
+def test_pictures_are_counted_by_outcome_and_by_label(models):
+    """One request with a bad picture, one for a model that is not here."""
+    value, catalogue = classified(
+        models, [tiny_bundle.picture("red"), b"no picture", tiny_bundle.picture("red")], "roses"
+    )
+    assert value("calotype_pictures_total", {**COLOURS, "outcome": "OK"}) == 2
+    assert value("calotype_pictures_total", {**COLOURS, "outcome": "NOT_AN_IMAGE"}) == 1
+    assert value("calotype_predictions_total", {**COLOURS, "label": "red"}) == 2
+    assert value("calotype_requests_total", {"door": "http", "model": "colours", "status": "OK"}) == 1
+    assert value("calotype_requests_total", {"door": "http", "model": "", "status": "NOT_FOUND"}) == 1
+    assert value("calotype_confidence_count", COLOURS) == 2
+    catalogue.close(20)
+
+
+def test_every_stage_is_timed(models):
+    """Queue, decode, preprocess, inference and the whole request; the batches hold all pictures."""
+    value, catalogue = classified(models, [tiny_bundle.picture("red"), tiny_bundle.picture("blue")])
+    for stage in ("queue", "decode", "preprocess"):
+        assert value(f"calotype_{stage}_seconds_count", COLOURS) == 2
+    assert value("calotype_inference_seconds_sum", COLOURS) > 0
+    assert value("calotype_request_seconds_count", {"door": "http", "model": "colours"}) == 1
+    sizes = [value("calotype_batch_size_sum", {**COLOURS, "closing": name}) for name in ("full", "shared", "drained")]
+    assert sum(sizes) == 2
+    catalogue.close(20)
+
+
+def test_a_version_that_is_gone_is_no_longer_listed(models):
+    """model_info and the queue's depth are withdrawn."""
+    value, catalogue = classified(models)
+    (entry,) = catalogue.entries()
+    info = {**COLOURS, "digest": entry.served.digest, "provider": "cpu", "variant": "fp32"}
+    assert (value("calotype_model_info", info), value("calotype_queue_pictures", COLOURS)) == (1, 0)
+    catalogue.close(20)
+    assert (value("calotype_model_info", info), value("calotype_queue_pictures", COLOURS)) == (None, None)
+
+
+class Ear(Observer):
+    """Notes what it hears."""
+
+    def __init__(self):
+        self.waits, self.batches = [], []
+
+    def on_wait(self, seconds):
+        self.waits.append(seconds)
+
+    def on_batch(self, size, *, closing, seconds):
+        self.batches.append((size, closing, seconds))
+
+
+def test_work_that_the_queue_cannot_finish_in_time_is_refused_at_the_door():
+    """The pace is known from what ran before; an empty queue admits everything."""
+    now, ear = [0.0], Ear()
+
+    def run(rows):
+        now[0] += 2.0 * len(rows)
+        return rows
+
+    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1,))
+    batcher = Batcher(lambda payload: payload, run, limits=limits, clock=lambda: now[0], observer=ear)
+    (hopeless,) = batcher.submit([1], sizes_bytes=[1], deadline=1.0)
+    batcher.start()
+    assert hopeless.result(20) == 1  # nothing was known of the pace
+    assert batcher.close(20)
+    assert ear.batches == [(1, "full", 2.0)]
+
+    slow = Batcher(lambda payload: payload, run, limits=limits, clock=lambda: now[0])
+    slow._pace_s = 2.0
+    slow.submit([1], sizes_bytes=[1], deadline=now[0] + 1.0)  # into an empty queue
+    slow.submit([2, 3], sizes_bytes=[1, 1], deadline=now[0] + 5.0)
+    with pytest.raises(DeadlineExceededError, match="3 items wait, for about 6000 ms"):
+        slow.submit([4], sizes_bytes=[1], deadline=now[0] + 5.0)
+    slow.close(0)
