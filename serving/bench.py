@@ -1,7 +1,8 @@
 """Measure a running server through the client: a closed loop of callers, or an open loop of Poisson arrivals.
 
 In the open loop a latency counts from the moment the request was due, not from when it could be sent, so a server that
-stalls cannot hide it.
+stalls cannot hide it. Requests are serialised once and never tried again, so that this costs little beside the server
+and sees every refusal.
 """
 
 import asyncio
@@ -11,9 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Final
 
-from serving.client import AsyncClient
-from serving.errors import ClientError
+import grpc
+
+from protos import classifier_pb2 as pb
+from serving.client import MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +44,43 @@ class Measurement:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    refused_p99_ms: float  # of the calls that ended with a status other than OK
     errors: dict[str, int]  # by gRPC status; pictures refused one by one as "image CODE"
 
 
 @dataclass
 class _Record:
     latencies_s: list[float] = field(default_factory=list)
+    refused_s: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+
+
+_METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}/Classify"
+_OPTIONS: Final = (("grpc.enable_retries", 0), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES))
+Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 async def measure(images: Sequence[bytes], load: Load) -> Measurement:
     """Send the images one a request, in turn, until time or requests are used up."""
-    async with AsyncClient(load.address) as client:
+    requests = [pb.ClassifyRequest(images=[image], model=load.model).SerializeToString() for image in images]
+    async with grpc.aio.insecure_channel(load.address, options=_OPTIONS) as channel:
+        call: Call = channel.unary_unary(_METHOD, None, None)
         record, started = _Record(), time.perf_counter()
-        await (_open_loop if load.rate else _closed_loop)(client, images, load, record)
+        await (_open_loop if load.rate else _closed_loop)(call, requests, load, record)
         return _summary(record, time.perf_counter() - started)
 
 
-async def _closed_loop(client: AsyncClient, images: Sequence[bytes], load: Load, record: _Record) -> None:
+async def _closed_loop(call: Call, requests: Sequence[bytes], load: Load, record: _Record) -> None:
     numbers, until = count(), time.perf_counter() + load.seconds
 
     async def caller() -> None:
         while time.perf_counter() < until and not _is_last(number := next(numbers), load):
-            await _call(client, images[number % len(images)], load, record, due=time.perf_counter())
+            await _send(call, requests[number % len(requests)], load, record, due=time.perf_counter())
 
     await asyncio.gather(*(caller() for _ in range(load.concurrency)))
 
 
-async def _open_loop(client: AsyncClient, images: Sequence[bytes], load: Load, record: _Record) -> None:
+async def _open_loop(call: Call, requests: Sequence[bytes], load: Load, record: _Record) -> None:
     arrivals, due = random.Random(load.seed), time.perf_counter()  # noqa: S311 -- a workload, not a secret
     until = due + load.seconds
     async with asyncio.TaskGroup() as calls:
@@ -76,18 +89,19 @@ async def _open_loop(client: AsyncClient, images: Sequence[bytes], load: Load, r
             if due >= until or _is_last(number, load):
                 break
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            calls.create_task(_call(client, images[number % len(images)], load, record, due=due))
+            calls.create_task(_send(call, requests[number % len(requests)], load, record, due=due))
 
 
-async def _call(client: AsyncClient, image: bytes, load: Load, record: _Record, *, due: float) -> None:
+async def _send(call: Call, request: bytes, load: Load, record: _Record, *, due: float) -> None:
     try:
-        answer = await client.classify([image], model=load.model, timeout_s=load.timeout_s)
-    except ClientError as failure:
-        record.errors[failure.status] += 1
+        answer = pb.ClassifyResponse.FromString(await call(request, timeout=load.timeout_s))
+    except grpc.aio.AioRpcError as failure:
+        record.refused_s.append(time.perf_counter() - due)
+        record.errors[failure.code().name] += 1
         return
-    error = answer.results[0].error
-    if error is not None:
-        record.errors[f"image {error.code}"] += 1
+    result = answer.results[0]
+    if result.HasField("error"):
+        record.errors[f"image {pb.ImageError.Code.Name(result.error.code)}"] += 1
     else:
         record.latencies_s.append(time.perf_counter() - due)
 
@@ -111,5 +125,6 @@ def _summary(record: _Record, seconds: float) -> Measurement:
         p50_ms=percentile(latencies_ms, 0.5),
         p90_ms=percentile(latencies_ms, 0.9),
         p99_ms=percentile(latencies_ms, 0.99),
+        refused_p99_ms=percentile([1000 * refused_s for refused_s in record.refused_s], 0.99),
         errors=dict(record.errors),
     )

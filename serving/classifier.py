@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bundle import golden
 from bundle.errors import ImageError
 from bundle.manifest import Contract
-from bundle.preprocess import DecodeLimits, decode, to_input
+from bundle.preprocess import DecodeLimits, decode_pixels, to_input
 from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
 from bundle.scores import Ranked, probabilities, rank
@@ -156,7 +156,7 @@ class _Steps:
             return image
         spec, started = self._contract.preprocess, time.perf_counter()
         try:
-            picture = decode(image, cover_px=spec.resize_px, limits=self._limits)
+            picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
         except ImageError as error:
             self._metrics.on_image_error(error.code)
             raise

@@ -107,7 +107,7 @@ def bench(
         seed=seed,
     )
     measured = asyncio.run(benchmark.measure(_read(images), load))
-    _print_json(asdict(measured)) if as_json else _print_measurement(measured)
+    _print_json(_without_nan(asdict(measured))) if as_json else _print_measurement(measured)
     if measured.errors:
         raise typer.Exit(1)
 
@@ -187,5 +187,9 @@ def _print_measurement(measured: benchmark.Measurement) -> None:
     Console().print(table)
 
 
+def _without_nan(figures: dict[str, object]) -> dict[str, object]:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in figures.items()}
+
+
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

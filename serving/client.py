@@ -17,7 +17,7 @@ from protos import classifier_pb2_grpc
 from serving.errors import ClientError
 
 DEFAULT_ADDRESS: Final = "localhost:50051"
-_MAX_MESSAGE_BYTES: Final = 64 * 2**20
+MAX_MESSAGE_BYTES: Final = 64 * 2**20
 _SERVICE_CONFIG: Final = {
     "methodConfig": [
         {
@@ -35,9 +35,9 @@ _SERVICE_CONFIG: Final = {
 _OPTIONS: Final = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
-    ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),  # the default 256 KiB would not retry a photograph
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),  # the default 256 KiB would not retry a photograph
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
 _NEXT_STEPS: Final = {
     "UNAVAILABLE": "is the server running and SERVING? try `serving health --address {address}`",

@@ -368,3 +368,14 @@ def test_mutated_bytes_raise_nothing_but_image_errors(data: bytes, draw: st.Data
         return
     assert picture.mode == "RGB"
     assert picture.width * picture.height <= 10_000
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("cover_px", [20, 60, 400])
+def test_jpegs_get_the_pixels_that_pillow_gives(mode: str, cover_px: int):
+    """The fast way is only faster: at full size and at every scale of the decoder."""
+    data = encode(NOISE.resize((131, 77)).convert(mode), "JPEG")
+    with Image.open(BytesIO(data)) as image:
+        image.draft(None, (cover_px, cover_px))
+        wanted = np.asarray(image.convert("RGB"))
+    assert (np.asarray(decode(data, cover_px=cover_px)) == wanted).all()
