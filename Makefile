@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 DATA ?=
+MODEL ?=
 
-.PHONY: help setup demo test test-serving lint format protos protos-check image image-test clean
+.PHONY: help setup bench demo test test-serving lint format protos protos-check image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -50,6 +51,9 @@ protos: setup ## write protos/*_pb2* from protos/*.proto
 
 protos-check: protos ## fail where the committed protos are not what protoc makes
 	git diff --exit-code -- protos
+
+bench: setup ## measure the server against its targets; DATA=folder of JPEGs and MODEL=models/NAME/VERSION for your own
+	$(BIN)/python -m benchmarks.prepare '$(DATA)' '$(MODEL)' | xargs $(BIN)/python -m benchmarks.serving_targets
 
 image: ## build the server's image with docker, podman or buildah; BASE_IMAGE=name to stand on another
 	deploy/image.sh

@@ -76,7 +76,7 @@ def plain(bundle: Bundle) -> Recipe:
     name = session.get_inputs()[0].name
 
     def run(batch: Sequence[bytes]) -> NDArray[np.float32]:
-        floats = np.stack([_plain_input(data, contract) for data in batch])
+        floats = np.stack([plain_input(data, contract) for data in batch])
         logits: NDArray[np.float32] = session.run(None, {name: floats})[0]
         return logits
 
@@ -96,7 +96,8 @@ def floats_in(model: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
     return Extractor(model).extract_model([entry], [contract.output.name])
 
 
-def _plain_input(data: bytes, contract: Contract) -> NDArray[np.float32]:
+def plain_input(data: bytes, contract: Contract) -> NDArray[np.float32]:
+    """Return float32 (3, crop, crop), the tutorial way."""
     spec = contract.preprocess
     with Image.open(BytesIO(data)) as image:
         picture = image.convert("RGB")

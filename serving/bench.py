@@ -44,6 +44,7 @@ class Measurement:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    cpu_s: float  # of this load generator
     refused_p99_ms: float  # of the calls that ended with a status other than OK
     errors: dict[str, int]  # by gRPC status; pictures refused one by one as "image CODE"
 
@@ -65,9 +66,9 @@ async def measure(images: Sequence[bytes], load: Load) -> Measurement:
     requests = [pb.ClassifyRequest(images=[image], model=load.model).SerializeToString() for image in images]
     async with grpc.aio.insecure_channel(load.address, options=_OPTIONS) as channel:
         call: Call = channel.unary_unary(_METHOD, None, None)
-        record, started = _Record(), time.perf_counter()
+        record, started, cpu_started = _Record(), time.perf_counter(), time.process_time()
         await (_open_loop if load.rate else _closed_loop)(call, requests, load, record)
-        return _summary(record, time.perf_counter() - started)
+        return _summary(record, time.perf_counter() - started, cpu_s=time.process_time() - cpu_started)
 
 
 async def _closed_loop(call: Call, requests: Sequence[bytes], load: Load, record: _Record) -> None:
@@ -116,7 +117,7 @@ def _is_last(number: int, load: Load) -> bool:
     return bool(load.requests) and number >= load.requests
 
 
-def _summary(record: _Record, seconds: float) -> Measurement:
+def _summary(record: _Record, seconds: float, *, cpu_s: float) -> Measurement:
     latencies_ms = [1000 * latency_s for latency_s in record.latencies_s]
     return Measurement(
         requests=len(latencies_ms) + record.errors.total(),
@@ -125,6 +126,7 @@ def _summary(record: _Record, seconds: float) -> Measurement:
         p50_ms=percentile(latencies_ms, 0.5),
         p90_ms=percentile(latencies_ms, 0.9),
         p99_ms=percentile(latencies_ms, 0.99),
+        cpu_s=cpu_s,
         refused_p99_ms=percentile([1000 * refused_s for refused_s in record.refused_s], 0.99),
         errors=dict(record.errors),
     )

@@ -134,6 +134,7 @@ def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics:
         max_wait_ms=settings.max_wait_ms,
         max_queue_items=settings.max_queue_images,
         max_queue_bytes=settings.max_queue_bytes,
+        max_queue_ms=settings.max_queue_ms,
     )
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
     steps = _Steps(model, decode_limits, metrics=metrics)

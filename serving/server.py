@@ -13,6 +13,7 @@ from typing import Final
 
 import grpc
 import structlog
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -89,7 +90,7 @@ class Server:
 
 def run(models: Path, settings: ServerSettings) -> None:
     """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
-    asyncio.run(_main(models, settings))
+    uvloop.run(_main(models, settings))
 
 
 async def _main(models: Path, settings: ServerSettings) -> None:

@@ -33,6 +33,7 @@ class ServerSettings:
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0
     max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1)] = 256
     max_queue_bytes: Annotated[int, _setting("Queue at most so many encoded bytes per model.", low=1)] = 256 * 2**20
+    max_queue_ms: Annotated[float, _setting("Refuse what would wait longer than so many ms.", low=1)] = 1000.0
     max_images_per_request: Annotated[int, _setting("Accept at most so many images a request.", low=1)] = 64
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
     max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels

@@ -9,7 +9,7 @@ from serving.batcher import Batcher, BatcherLimits, Observer
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
-from serving.errors import DeadlineExceededError, UnknownModelError
+from serving.errors import DeadlineExceededError, QueueFullError, UnknownModelError
 from serving.metrics import Metrics
 from serving.settings import ServerSettings
 
@@ -92,7 +92,7 @@ def test_work_that_the_queue_cannot_finish_in_time_is_refused_at_the_door():
         now[0] += 2.0 * len(rows)
         return rows
 
-    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1,))
+    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1,), max_queue_ms=1e9)
     batcher = Batcher(lambda payload: payload, run, limits=limits, clock=lambda: now[0], observer=ear)
     (hopeless,) = batcher.submit([1], sizes_bytes=[1], deadline=1.0)
     batcher.start()
@@ -107,3 +107,15 @@ def test_work_that_the_queue_cannot_finish_in_time_is_refused_at_the_door():
     with pytest.raises(DeadlineExceededError, match="3 items wait, for about 6000 ms"):
         slow.submit([4], sizes_bytes=[1], deadline=now[0] + 5.0)
     slow.close(0)
+
+
+def test_a_queue_that_would_take_too_long_is_full():
+    """The limit in time holds on a slow machine, where the limit in items does not."""
+    limits = BatcherLimits(instances=2, prepare_threads=0, batch_sizes=(1,), max_queue_ms=500.0)
+    batcher = Batcher(lambda payload: payload, lambda rows: rows, limits=limits, clock=lambda: 0.0)
+    batcher._pace_s = 0.4
+    batcher.submit([1, 2, 3], sizes_bytes=[1, 1, 1])  # into an empty queue
+    with pytest.raises(QueueFullError, match="3 items wait, for about 600 ms") as caught:
+        batcher.submit([4], sizes_bytes=[1])
+    assert caught.value.retry_after_s == pytest.approx(0.1)
+    batcher.close(0)
