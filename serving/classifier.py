@@ -21,7 +21,7 @@ from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
 from bundle.scores import Ranked, probabilities, rank
 from serving.batcher import Batcher, BatcherLimits
-from serving.errors import DeadlineExceededError, QueueFullError
+from serving.errors import DeadlineExceededError, InvalidRequestError, QueueFullError
 from serving.metrics import MAX_COUNTED_LABELS, Metrics, ModelMetrics
 from serving.plan import Plan, make_plan, usable_cores
 from serving.settings import ServerSettings
@@ -55,8 +55,9 @@ class ServedModel:
         """Admit all pictures or none; each future gets (C,) probabilities, or the picture's own ImageError.
 
         A picture is encoded bytes, or uint8 (crop_px, crop_px, 3). `deadline` is a time of time.monotonic(). Raises
-        QueueFullError, DeadlineExceededError or NotReadyError.
+        InvalidRequestError, QueueFullError, DeadlineExceededError or NotReadyError.
         """
+        self._check_shapes(images)
         sizes = [len(image) if isinstance(image, bytes) else image.nbytes for image in images]
         try:
             return self._batcher.submit(images, sizes_bytes=sizes, deadline=deadline)
@@ -73,6 +74,14 @@ class ServedModel:
         done = self._batcher.close(timeout_s)
         self._metrics.on_gone(**self._identity())
         return done
+
+    def _check_shapes(self, images: Sequence[Payload]) -> None:
+        crop_px = self.contract.preprocess.crop_px
+        for place, image in enumerate(images):
+            if not isinstance(image, bytes) and image.shape != (crop_px, crop_px, 3):
+                raise InvalidRequestError(
+                    f"images[{place}]: found shape {image.shape}, wanted {(crop_px, crop_px, 3)}: scaled and cropped"
+                )
 
     def _identity(self) -> dict[str, str]:
         return {"digest": self.digest, "provider": self.provider, "variant": self.precision}

@@ -17,18 +17,21 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from protos import classifier_pb2_grpc
+from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
 from serving.metrics import Metrics
+from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
+from serving.open_inference import InferenceService
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_SERVICE_NAMES: Final = (SERVICE_NAME, INFERENCE_SERVICE_NAME)
 
 log = structlog.get_logger(__name__)
 
@@ -43,14 +46,22 @@ class Server:
         self._dispatcher = Dispatcher(
             catalogue, max_images_per_request=settings.max_images_per_request, metrics=metrics
         )
+        self._inference = InferenceService(
+            self._dispatcher,
+            metrics,
+            max_images_per_request=settings.max_images_per_request,
+            is_serving=lambda: self._is_serving,
+        )
+        self._is_serving = False
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
         self.port = 0
 
     async def startup(self) -> None:
         """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
         classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._grpc)  # type: ignore[no-untyped-call]  # generated
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]  # generated
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        reflection.enable_server_reflection((*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         await self._say(_NOT_SERVING)
         try:
             self.port = self._grpc.add_insecure_port(self._settings.address)
@@ -60,11 +71,13 @@ class Server:
         await asyncio.to_thread(self._catalogue.load_all)
 
     async def say_serving(self) -> None:
-        """Report SERVING overall, for the service and for each model."""
+        """Report SERVING overall, for each service and for each model."""
+        self._is_serving = True
         await self._say(_SERVING)
 
     async def shutdown(self) -> None:
         """Drain: see the module."""
+        self._is_serving = False
         await self._health.enter_graceful_shutdown()
         if self._settings.lame_duck_s:
             await asyncio.sleep(self._settings.lame_duck_s)
@@ -84,7 +97,7 @@ class Server:
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         ready = {entry.name for entry in self._catalogue.entries() if entry.state == "READY"}
-        for name in ("", SERVICE_NAME, *sorted(ready)):
+        for name in ("", *_SERVICE_NAMES, *sorted(ready)):
             await self._health.set(name, status)
 
 

@@ -6,8 +6,9 @@ client as "internal error". Knows no onnxruntime.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from typing import Final, NoReturn
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Final, NoReturn, TypeVar
 
 import grpc
 import structlog
@@ -28,6 +29,8 @@ SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 _RETRY_MS: Final = (20, 2000)  # the shortest and longest time after which a refused client is told to try again
 _STREAM_WINDOW: Final = 8  # requests of one stream that wait for their answers
 
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[object, object]
 log = structlog.get_logger(__name__)
 
@@ -47,26 +50,12 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
 
     async def ClassifyStream(self, requests: AsyncIterator[pb.ClassifyRequest], context: Context) -> None:  # noqa: N802 -- rpc
         """Answer requests in their order while later ones are already under way."""
-        window: asyncio.Queue[asyncio.Task[pb.ClassifyResponse] | None] = asyncio.Queue(_STREAM_WINDOW)
-        tasks: set[asyncio.Task[pb.ClassifyResponse]] = set()
-
-        async def read() -> None:
-            async for request in requests:
-                task = asyncio.create_task(self._classify(request, context))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-                await window.put(task)
-            await window.put(None)
-
-        reader = asyncio.create_task(read())
         try:
-            while (task := await window.get()) is not None:
-                await context.write(await task)
+            async with aclosing(in_order(requests, lambda request: self._classify(request, context))) as answers:
+                async for answer in answers:
+                    await context.write(answer)
         except Exception as error:  # noqa: BLE001 -- as above
             await abort(context, error)
-        finally:
-            for pending in (reader, *tasks):
-                pending.cancel()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802 -- rpc
         """List every known version, also those that failed."""
@@ -94,6 +83,30 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
             model=answers.model.contract.name,
             version=str(answers.model.contract.version),
         )
+
+
+async def in_order(
+    requests: AsyncIterable[Request], answer: Callable[[Request], Coroutine[None, None, Answer]]
+) -> AsyncGenerator[Answer]:
+    """Yield the answers of a stream in the order of its requests, while later ones are already under way."""
+    window: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue(_STREAM_WINDOW)
+    tasks: set[asyncio.Task[Answer]] = set()
+
+    async def read() -> None:
+        async for request in requests:
+            task = asyncio.create_task(answer(request))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            await window.put(task)
+        await window.put(None)
+
+    reader = asyncio.create_task(read())
+    try:
+        while (task := await window.get()) is not None:
+            yield await task
+    finally:
+        for pending in (reader, *tasks):
+            pending.cancel()
 
 
 def _result(outcome: Probabilities | ImageError, model: ServedModel, request: pb.ClassifyRequest) -> pb.ImageResult:

@@ -1,0 +1,241 @@
+"""The rpcs of the Open Inference Protocol V2 on grpc.aio: the same pictures, models and batches as classifier.v1.
+
+The written rules stand in protos/open_inference.proto. What is not named there is answered UNIMPLEMENTED: shared
+memory, loading and unloading, trace and log settings. Knows no onnxruntime.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+import numpy as np
+
+from bundle import __version__
+from bundle.errors import ImageError
+from bundle.manifest import Contract
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc
+from serving.catalogue import Entry, State
+from serving.classifier import Probabilities, ServedModel
+from serving.dispatcher import Dispatcher
+from serving.errors import InvalidRequestError, NotReadyError, UnknownModelError, status_name
+from serving.metrics import Metrics
+from serving.service import Context, abort, in_order, log
+from serving.statistics import Statistics, read_statistics
+from serving.tensors import INPUT_NAME, OUTPUT_NAME, classification_count, join, read_pictures, timeout_s
+
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_EXTENSIONS: Final = (
+    "classification",
+    "model_configuration",
+    "statistics",
+    "binary_tensor_data",
+    "parameters",
+    "schedule_policy",
+)
+_PLATFORM: Final = "onnxruntime_onnx"
+_BACKEND: Final = "onnxruntime"
+_STATES: Final[dict[State, str]] = {
+    "LOADING": "LOADING",
+    "READY": "READY",
+    "DRAINING": "UNLOADING",
+    "FAILED": "UNAVAILABLE",
+}
+
+
+class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """The servicer. `is_serving` says whether the server as a whole wants requests."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, metrics: Metrics, *, max_images_per_request: int, is_serving: Callable[[], bool]
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._max_images = max_images_per_request
+        self._is_serving = is_serving
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: ARG002, N802 -- rpc
+        """Say that the process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:  # noqa: ARG002, N802 -- rpc
+        """Say whether every proof is done and no shutdown has begun, as grpc.health.v1 does."""
+        return pb.ServerReadyResponse(ready=self._is_serving())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:  # noqa: ARG002, N802 -- rpc
+        """Say whether this version, or any of the model, answers; an unknown one does not."""
+        try:
+            self._dispatcher.catalogue.find(request.name, request.version)
+        except (UnknownModelError, NotReadyError):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._is_serving())
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:  # noqa: ARG002, N802 -- rpc
+        """Name the server and the extensions that work."""
+        return pb.ServerMetadataResponse(name="calotype", version=__version__, extensions=_EXTENSIONS)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: N802 -- rpc
+        """Describe the tensors of a model."""
+        try:
+            contract = self._dispatcher.catalogue.find(request.name, request.version).contract
+        except Exception as error:  # noqa: BLE001 -- the table decides, the rest is logged with its traceback
+            await abort(context, error)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=contract.name,
+            versions=[str(entry.version) for entry in self._ready() if entry.name == contract.name],
+            platform=_PLATFORM,
+            inputs=[tensor(name=INPUT_NAME, datatype="BYTES", shape=[-1, 1])],
+            outputs=[tensor(name=OUTPUT_NAME, datatype="FP32", shape=[-1, len(contract.labels)])],
+        )
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: N802 -- rpc
+        """Describe a model in the terms of Triton's configuration."""
+        try:
+            contract = self._dispatcher.catalogue.find(request.name, request.version).contract
+        except Exception as error:  # noqa: BLE001 -- as above
+            await abort(context, error)
+        return pb.ModelConfigResponse(config=_config(contract, max_batch_size=self._max_images))
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: N802 -- rpc
+        """Tell the statistics of what answers: one version, one model or, without a name, all."""
+        try:
+            if request.name:
+                self._dispatcher.catalogue.find(request.name, request.version)
+        except Exception as error:  # noqa: BLE001 -- as above
+            await abort(context, error)
+        return pb.ModelStatisticsResponse(
+            model_stats=[
+                _statistics(entry, read_statistics(self._metrics, entry.name, entry.version))
+                for entry in self._ready()
+                if request.name in ("", entry.name) and request.version in ("", str(entry.version))
+            ]
+        )
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802 -- rpc
+        """List every known version, or those that answer."""
+        entries = self._ready() if request.ready else self._dispatcher.catalogue.entries()
+        index = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                index(name=one.name, version=str(one.version), state=_STATES[one.state], reason=one.reason)
+                for one in entries
+            ]
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802 -- rpc
+        """Answer one request."""
+        try:
+            return await self._infer(request, context)
+        except Exception as error:  # noqa: BLE001 -- as above
+            await abort(context, error)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:  # noqa: N802 -- rpc
+        """Answer requests in their order; one that fails gets a message of its own."""
+        try:
+            async with aclosing(in_order(requests, lambda request: self._infer_alone(request, context))) as answers:
+                async for answer in answers:
+                    await context.write(answer)
+        except Exception as error:  # noqa: BLE001 -- as above
+            await abort(context, error)
+
+    async def _infer_alone(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
+        """Answer one request of a stream, with its only and so its final response."""
+        try:
+            answer = pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+        except Exception as error:  # noqa: BLE001 -- the stream's other requests are not concerned
+            is_foreseen = status_name(error) != "INTERNAL"
+            if not is_foreseen:
+                log.error("unforeseen error", exc_info=error)
+            answer = pb.ModelStreamInferResponse(error_message=str(error) if is_foreseen else "internal error")
+            answer.infer_response.id = request.id
+        # Clients that ask for an empty final response look for this flag; a response that is itself final carries it.
+        answer.infer_response.parameters["triton_final_response"].bool_param = True
+        return answer
+
+    async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        label_count = classification_count(request)
+        answers = await self._dispatcher.classify(
+            read_pictures(request, max_images=self._max_images),
+            door="inference",
+            model=request.model_name,
+            version=request.model_version,
+            time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
+        )
+        rows = _rows(answers.outcomes)
+        output, raw = _classified(rows, answers.model, label_count) if label_count else _probabilities(rows)
+        return pb.ModelInferResponse(
+            model_name=answers.model.contract.name,
+            model_version=str(answers.model.contract.version),
+            id=request.id,
+            outputs=[output],
+            raw_output_contents=[raw],
+        )
+
+    def _ready(self) -> list[Entry]:
+        return [entry for entry in self._dispatcher.catalogue.entries() if entry.state == "READY"]
+
+
+def _sooner(first_s: float | None, second_s: float | None) -> float | None:
+    return min((one for one in (first_s, second_s) if one is not None), default=None)
+
+
+def _rows(outcomes: Sequence[Probabilities | ImageError]) -> list[Probabilities]:
+    """Return the probabilities of all pictures. Raises InvalidRequestError for the first that could not be read."""
+    rows = []
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, ImageError):
+            raise InvalidRequestError(f"{INPUT_NAME}[{place}]: {outcome.code}: {outcome}")
+        rows.append(outcome)
+    return rows
+
+
+def _probabilities(rows: Sequence[Probabilities]) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
+    values = np.stack(rows).astype("<f4")  # (N, C)
+    return _output(datatype="FP32", shape=values.shape), values.tobytes()
+
+
+def _classified(
+    rows: Sequence[Probabilities], model: ServedModel, label_count: int
+) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
+    ranked = [model.rank(row, top_k=label_count) for row in rows]
+    elements = [f"{one.score:.6f}:{one.index}:{one.label}".encode() for row in ranked for one in row]
+    return _output(datatype="BYTES", shape=(len(rows), len(ranked[0]))), join(elements)
+
+
+def _output(*, datatype: str, shape: Sequence[int]) -> pb.ModelInferResponse.InferOutputTensor:
+    return pb.ModelInferResponse.InferOutputTensor(name=OUTPUT_NAME, datatype=datatype, shape=shape)
+
+
+def _config(contract: Contract, *, max_batch_size: int) -> pb.ModelConfig:
+    return pb.ModelConfig(
+        name=contract.name,
+        platform=_PLATFORM,
+        backend=_BACKEND,
+        max_batch_size=max_batch_size,
+        input=[pb.ModelInput(name=INPUT_NAME, data_type=pb.TYPE_STRING, dims=[1])],
+        output=[pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[len(contract.labels)])],
+        dynamic_batching=pb.ModelDynamicBatching(),
+        parameters={"crop_px": pb.ModelParameter(string_value=str(contract.preprocess.crop_px))},
+    )
+
+
+def _statistics(entry: Entry, found: Statistics) -> pb.ModelStatistics:
+    def duration(count: int, total_ns: int) -> pb.StatisticDuration:
+        return pb.StatisticDuration(count=count, ns=total_ns)
+
+    return pb.ModelStatistics(
+        name=entry.name,
+        version=str(entry.version),
+        inference_count=found.answered,
+        execution_count=found.batches,
+        inference_stats=pb.InferStatistics(
+            success=duration(found.answered, found.queue_ns + found.input_ns + found.infer_ns),
+            fail=duration(found.failed, 0),
+            queue=duration(found.queued, found.queue_ns),
+            # One count for the three: perf_analyzer aborts where they differ.
+            compute_input=duration(found.answered, found.input_ns),
+            compute_infer=duration(found.answered, found.infer_ns),
+            compute_output=duration(found.answered, 0),
+        ),
+    )
