@@ -1,0 +1,283 @@
+"""The V2 rpcs over a real socket with our own stubs: perf_analyzer's order of calls, statuses, streams, limits.
+
+The unmodified client of Triton has its own tests, in test_tritonclient.py.
+"""
+
+import asyncio
+import threading
+
+import grpc
+import pytest
+import tiny_bundle
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from inference_door import CROP, LABELS, SETTINGS, best, pixels, request, scene_with
+
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc
+from serving.catalogue import Catalogue
+from serving.classifier import load_model
+from serving.metrics import Metrics
+from serving.server import Server
+from serving.settings import ServerSettings
+from serving.tensors import join
+
+
+def test_pictures_and_pixels_get_the_same_answers(models):
+    """Encoded and already preprocessed, in their order."""
+
+    async def scene(stub, channel):
+        assert best(await stub.ModelInfer(request("red", "blue", "green"))) == ["red", "blue", "green"]
+        assert best(await stub.ModelInfer(pixels(2, CROP, CROP, 3))) == ["red", "red"]
+
+    scene_with(models, scene)
+
+
+def test_the_calls_of_perf_analyzer_in_its_order(models):
+    """Metadata, config, server metadata, statistics, requests, statistics; and what it needs to find in them."""
+
+    async def scene(stub, channel):
+        metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="colours"))
+        config = (await stub.ModelConfig(pb.ModelConfigRequest(name="colours"))).config
+        extensions = (await stub.ServerMetadata(pb.ServerMetadataRequest())).extensions
+        (before,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="colours"))).model_stats
+        for number in range(5):
+            response = await stub.ModelInfer(request("red", id=str(number)))
+            assert (response.id, len(response.raw_output_contents)) == (str(number), 1)
+        answer = await stub.ModelInfer(request("red", "blue"))
+        assert len(answer.raw_output_contents) == len(answer.outputs) == 1
+        (after,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="colours"))).model_stats
+        return metadata, config, extensions, before, after
+
+    metadata, config, extensions, before, after = scene_with(models, scene)
+    assert metadata.inputs[0].shape[0] == metadata.outputs[0].shape[0] == -1
+    assert config.max_batch_size == SETTINGS.max_images_per_request
+    assert (list(config.input[0].dims), list(config.output[0].dims)) == ([1], [len(LABELS)])
+    assert "statistics" in extensions
+    assert int(after.version) == 1
+    assert after.inference_stats.queue.count - before.inference_stats.queue.count == 7
+    assert after.inference_count - before.inference_count == 7
+    for stats in (before.inference_stats, after.inference_stats):
+        assert stats.compute_input.count == stats.compute_infer.count == stats.compute_output.count
+    assert after.inference_stats.compute_input.ns > before.inference_stats.compute_input.ns
+
+
+@pytest.mark.parametrize(
+    ("made", "status", "text"),
+    [
+        (pb.ModelInferRequest(model_name="colours"), "INVALID_ARGUMENT", "inputs: found none"),
+        (pixels(1, CROP + 1, CROP, 3), "INVALID_ARGUMENT", r"images[0]: found shape (25, 24, 3)"),
+        (request(*["red"] * 9), "INVALID_ARGUMENT", "wanted at most 8"),
+        (request("red", model_version="latest"), "INVALID_ARGUMENT", "latest"),
+        (request("red", model_version="7"), "NOT_FOUND", "no version '7'"),
+        (request("red", parameters={"timeout": pb.InferParameter(int64_param=-5)}), "INVALID_ARGUMENT", "timeout"),
+    ],
+)
+def test_wrong_requests_get_their_status(models, made, status, text):
+    """The table of statuses, from the outside."""
+
+    async def scene(stub, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(made)
+        assert caught.value.code().name == status
+        assert text in caught.value.details()
+
+    scene_with(models, scene)
+
+
+def test_an_unreadable_picture_fails_its_request_by_place_and_code(models):
+    """This protocol has no errors of single pictures."""
+    made = request("red", "blue")
+    made.raw_input_contents[0] = join([tiny_bundle.picture("red"), b"no picture"])
+
+    async def scene(stub, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(made)
+        assert caught.value.code().name == "INVALID_ARGUMENT"
+        assert caught.value.details().startswith("images[1]: NOT_AN_IMAGE: ")
+        (stats,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
+        assert (stats.inference_count, stats.inference_stats.fail.count) == (1, 1)
+
+    scene_with(models, scene)
+
+
+def test_unknown_names_are_not_found_and_not_ready(models):
+    """ModelReady alone answers; what is not served at all is UNIMPLEMENTED."""
+
+    async def scene(stub, channel):
+        for version in ("", "1"):
+            assert (await stub.ModelReady(pb.ModelReadyRequest(name="colours", version=version))).ready
+        for name, version in (("roses", ""), ("colours", "7"), ("colours", "latest")):
+            assert not (await stub.ModelReady(pb.ModelReadyRequest(name=name, version=version))).ready
+        calls = [
+            stub.ModelMetadata(pb.ModelMetadataRequest(name="roses")),
+            stub.ModelConfig(pb.ModelConfigRequest(name="roses")),
+            stub.ModelStatistics(pb.ModelStatisticsRequest(name="roses")),
+            channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")(b""),
+        ]
+        codes = []
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            codes.append(caught.value.code().name)
+        assert codes == ["NOT_FOUND"] * 3 + ["UNIMPLEMENTED"]
+
+    scene_with(models, scene)
+
+
+class WatchedModel:
+    """A model that notes the deadlines, and fails where it is told to."""
+
+    def __init__(self, model):
+        self._model = model
+        self.deadlines = []
+        self.failure = None
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def submit(self, images, *, deadline):
+        self.deadlines.append(deadline)
+        if self.failure:
+            raise self.failure
+        return self._model.submit(images, deadline=deadline)
+
+
+def test_the_sooner_deadline_holds(models):
+    """The parameter is in microseconds; the call's own deadline may be sooner."""
+    watched = []
+
+    def wrap(served):
+        watched.append(WatchedModel(served))
+        return watched[0]
+
+    async def scene(stub, channel):
+        minute = {"timeout": pb.InferParameter(int64_param=60_000_000)}
+        await stub.ModelInfer(request("red"))
+        await stub.ModelInfer(request("red", parameters=minute))
+        await stub.ModelInfer(request("red", parameters=minute), timeout=30)
+        await stub.ModelInfer(request("red", parameters=minute), timeout=600)
+        now = asyncio.get_running_loop().time()  # monotonic, as the deadlines
+        return [deadline and deadline - now for deadline in watched[0].deadlines]
+
+    none, parameter, call, sooner = scene_with(models, scene, wrap=wrap)
+    assert none is None
+    assert 40 < parameter <= 60
+    assert 10 < call < 40  # gRPC rounds it up a little
+    assert 40 < sooner <= 60
+
+
+def test_a_stream_survives_its_bad_requests(models):
+    """Answers in order, each with its id and the flag of the last response; a failed one with its message."""
+    requests = [
+        request("red", id="a"),
+        pb.ModelInferRequest(id="b"),
+        request("blue", id="c", parameters={"triton_enable_empty_final_response": pb.InferParameter(bool_param=True)}),
+    ]
+
+    async def scene(stub, channel):
+        return [answer async for answer in stub.ModelStreamInfer(requests)]
+
+    answers = scene_with(models, scene)
+    assert [answer.infer_response.id for answer in answers] == ["a", "b", "c"]
+    assert all(answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers)
+    assert [answer.error_message[:7] for answer in answers] == ["", "inputs:", ""]
+    assert [best(answers[place].infer_response) for place in (0, 2)] == [["red"], ["blue"]]
+
+
+def test_the_unforeseen_tells_nothing(models):
+    """Neither the single rpc nor the stream gives away what went wrong inside."""
+
+    def wrap(served):
+        model = WatchedModel(served)
+        model.failure = ZeroDivisionError("/secret/path")
+        return model
+
+    async def scene(stub, channel):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(request("red"))
+        assert (caught.value.code().name, caught.value.details()) == ("INTERNAL", "internal error")
+        (answer,) = [answer async for answer in stub.ModelStreamInfer([request("red", id="a")])]
+        assert (answer.error_message, answer.infer_response.id) == ("internal error", "a")
+
+    scene_with(models, scene, wrap=wrap)
+
+
+def test_compressed_requests_are_read_and_their_bombs_refused(models):
+    """gzip and deflate; the limit of a message holds for what it unpacks to."""
+    small = ServerSettings(address="127.0.0.1:0", max_message_bytes=2**20)
+    bomb = request("red")
+    bomb.raw_input_contents[0] = bytes(2**22)
+
+    async def scene(stub, channel):
+        for method in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            assert best(await stub.ModelInfer(request("red"), compression=method)) == ["red"]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(bomb, compression=grpc.Compression.Gzip)
+        assert caught.value.code().name == "RESOURCE_EXHAUSTED"
+
+    scene_with(models, scene, settings=small)
+
+
+def test_the_repository_index_names_states(models):
+    """A refused version is UNAVAILABLE and left out of what is ready."""
+    tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.5)
+
+    async def scene(stub, channel):
+        every = (await stub.RepositoryIndex(pb.RepositoryIndexRequest())).models
+        ready = (await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
+        assert [(one.version, one.state) for one in every] == [("1", "READY"), ("2", "UNAVAILABLE")]
+        assert [one.version for one in ready] == ["1"]
+        assert (await stub.ModelMetadata(pb.ModelMetadataRequest(name="colours"))).versions == ["1"]
+
+    scene_with(models, scene)
+
+
+def test_health_and_reflection_name_the_service(models):
+    """Health by its full name, reflection in the list."""
+    name = "inference.GRPCInferenceService"
+
+    async def scene(stub, channel):
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
+        (answer,) = [answer async for answer in call]
+        assert name in [service.name for service in answer.list_services_response.service]
+
+    scene_with(models, scene)
+
+
+def test_ready_only_while_serving(models):
+    """Live at once; ready after the models are proved, and no longer when the shutdown begins."""
+    is_loading, may_load = threading.Event(), threading.Event()
+    metrics = Metrics()
+    settings = ServerSettings(address="127.0.0.1:0", lame_duck_s=20)
+
+    def load(folder):
+        is_loading.set()
+        assert may_load.wait(20)
+        return load_model(folder, settings, metrics=metrics)
+
+    async def states(stub):
+        model = pb.ModelReadyRequest(name="colours")
+        live = (await stub.ServerLive(pb.ServerLiveRequest(), wait_for_ready=True)).live
+        return live, (await stub.ServerReady(pb.ServerReadyRequest())).ready, (await stub.ModelReady(model)).ready
+
+    async def scene():
+        server = Server(Catalogue(models, load), settings, metrics=metrics)
+        starting = asyncio.create_task(server.startup())
+        await asyncio.to_thread(is_loading.wait, 20)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert await states(stub) == (True, False, False)
+            may_load.set()
+            await starting
+            await server.say_serving()
+            assert await states(stub) == (True, True, True)
+            stopping = asyncio.create_task(server.shutdown())
+            assert await states(stub) == (True, False, False)
+            stopping.cancel()
+        await server.abandon()
+
+    asyncio.run(scene())
