@@ -1,4 +1,4 @@
-# Calotype's verbs. Everything lands in .venv, .venv-serving, .cache, runs and models; `make clean` removes the first three.
+# Calotype's verbs. Everything lands in .venv*, .cache, runs and models; `make clean` removes .venv* and .cache.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## check, fit, evaluate, export, serve and classify; DATA=folder for your own pictures
 	$(BIN)/python -m demo.run $(DATA)
 
-test: setup ## run every test
+test: setup .venv-tritonclient/.ready ## run every test
 	$(BIN)/python -m pytest
 
 .venv-serving/.ready: pyproject.toml constraints.txt
@@ -32,7 +32,13 @@ test: setup ## run every test
 	.venv-serving/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[serving,test]'
 	touch $@
 
-test-serving: .venv-serving/.ready ## run the tests of bundle and serving where torch is not installed
+# Triton's client and our protobuf exclude one another: see the file.
+.venv-tritonclient/.ready: tests/serving/tritonclient.txt
+	$(PYTHON) -m venv .venv-tritonclient
+	.venv-tritonclient/bin/python -m pip install --quiet --requirement tests/serving/tritonclient.txt
+	touch $@
+
+test-serving: .venv-serving/.ready .venv-tritonclient/.ready ## run the tests of bundle and serving where torch is not installed
 	! .venv-serving/bin/python -c 'import torch' 2>/dev/null
 	.venv-serving/bin/python -m pytest tests/bundle tests/serving
 
@@ -62,4 +68,4 @@ image-test: .venv-serving/.ready ## prove the image in a locked-down container; 
 	deploy/image_test.sh
 
 clean: ## remove environments and caches, not runs or models
-	rm -rf .venv .venv-serving .cache
+	rm -rf .venv .venv-serving .venv-tritonclient .cache

@@ -24,7 +24,7 @@ LABELS = tiny_bundle.LABELS
 
 @asynccontextmanager
 async def serving(models, *, settings=SETTINGS, wrap=lambda served: served):
-    """A server that says SERVING, and a channel to it without retries."""
+    """A server that says SERVING, a channel to it without retries, and its port."""
     metrics = Metrics()
     catalogue = Catalogue(models, lambda folder: wrap(load_model(folder, settings, metrics=metrics)))
     server = Server(catalogue, settings, metrics=metrics)
@@ -32,7 +32,7 @@ async def serving(models, *, settings=SETTINGS, wrap=lambda served: served):
     await server.say_serving()
     options = [("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
-        yield channel
+        yield channel, server.port
     await server.shutdown()
 
 
@@ -62,7 +62,7 @@ def best(response):
 
 def scene_with(models, scene, **options):
     async def play():
-        async with serving(models, **options) as channel:
+        async with serving(models, **options) as (channel, _):
             return await scene(open_inference_pb2_grpc.GRPCInferenceServiceStub(channel), channel)
 
     return asyncio.run(play())

@@ -1,4 +1,4 @@
-"""Requests to the V2 door that are wrong in every place a client can reach: a status for each, never "internal error"."""
+"""Requests to the V2 door that are wrong in every place a client can reach: a status each, none "internal error"."""
 
 import asyncio
 
@@ -99,7 +99,7 @@ def test_no_request_is_an_internal_error(models):
         return "OK"
 
     server = serving(models)
-    channel = loop.run_until_complete(server.__aenter__())
+    channel, _ = loop.run_until_complete(server.__aenter__())
     stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
     seen = set()
 
