@@ -41,6 +41,7 @@ _STATES: Final[dict[State, str]] = {
     "DRAINING": "UNLOADING",
     "FAILED": "UNAVAILABLE",
 }
+_REFUSED: Final = "refused when it was loaded; the server's log says why"  # the reason itself names our files
 
 
 class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -118,7 +119,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
-                index(name=one.name, version=str(one.version), state=_STATES[one.state], reason=one.reason)
+                index(name=one.name, version=str(one.version), state=_STATES[one.state], reason=one.reason and _REFUSED)
                 for one in entries
             ]
         )

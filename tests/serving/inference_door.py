@@ -29,11 +29,13 @@ async def serving(models, *, settings=SETTINGS, wrap=lambda served: served):
     catalogue = Catalogue(models, lambda folder: wrap(load_model(folder, settings, metrics=metrics)))
     server = Server(catalogue, settings, metrics=metrics)
     await server.startup()
-    await server.say_serving()
-    options = [("grpc.enable_retries", 0)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
-        yield channel, server.port
-    await server.shutdown()
+    try:
+        await server.say_serving()
+        options = [("grpc.enable_retries", 0)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
+            yield channel, server.port
+    finally:
+        await server.shutdown()
 
 
 def request(*labels, **fields):

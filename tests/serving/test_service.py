@@ -19,6 +19,7 @@ from serving.classifier import load_model
 from serving.errors import QueueFullError
 from serving.metrics import Metrics
 from serving.server import Server
+from serving.service import in_order
 from serving.settings import ServerSettings
 
 SETTINGS = ServerSettings(address="127.0.0.1:0", max_images_per_request=8)
@@ -187,6 +188,41 @@ def test_stream_ends_with_the_status_of_a_wrong_request(models):
         return answers, "OK"
 
     assert asyncio.run(scene()) == (["red"], "INVALID_ARGUMENT")
+
+
+def test_a_stream_that_is_left_cancels_what_is_under_way():
+    """Its requests leave the queue, and no more of them are read."""
+
+    async def scene():
+        started, cancelled = [], []
+        blocked = asyncio.Event()
+
+        async def requests():
+            for number in range(100):
+                yield number
+
+        async def answer(number):
+            started.append(number)
+            if number == 3:
+                blocked.set()
+            try:
+                await asyncio.sleep(0 if number == 0 else 3600)
+            except asyncio.CancelledError:
+                cancelled.append(number)
+                raise
+
+        stream = in_order(requests(), answer)
+        await anext(stream)
+        await blocked.wait()
+        await stream.aclose()
+        await asyncio.wait_for(_until(lambda: cancelled == started[1:]), timeout=20)
+        return started
+
+    async def _until(is_true):
+        while not is_true():
+            await asyncio.sleep(0)
+
+    assert len(asyncio.run(scene())) < 20
 
 
 def test_models_are_described(models):
