@@ -17,13 +17,15 @@ from bundle import golden
 from bundle.errors import ImageError
 from bundle.manifest import Contract
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
-from bundle.repository import load_bundle
+from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, open_model
 from bundle.scores import Ranked, probabilities, rank
 from serving.batcher import Batcher, BatcherLimits
+from serving.cgroups import memory_limit_bytes, usable_cores
 from serving.errors import DeadlineExceededError, InvalidRequestError, QueueFullError
 from serving.metrics import MAX_COUNTED_LABELS, Metrics, ModelMetrics
-from serving.plan import Plan, make_plan, usable_cores
+from serving.plan import Plan, make_plan
+from serving.plan_search import Planner
 from serving.settings import ServerSettings
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
@@ -87,26 +89,30 @@ class ServedModel:
         return {"digest": self.digest, "provider": self.provider, "variant": self.precision}
 
 
-def load_model(folder: Path, settings: ServerSettings, *, metrics: Metrics) -> ServedModel:
+def load_model(
+    folder: Path, settings: ServerSettings, *, metrics: Metrics, planner: Planner | None = None
+) -> ServedModel:
     """Open a model folder, replay its golden pictures, warm every batch size, and start its threads.
 
+    A planner measures how many threads do what where the settings leave that open; without one, the rule decides.
     Raises BundleError where the folder or an answer is not what was exported, ProviderError for a missing provider.
     """
-    model = open_model(
-        load_bundle(folder),
-        precision=settings.precision,
-        provider=settings.provider,
-        intra_op_threads=settings.intra_op_threads or 1,
-    )
+    bundle = load_bundle(folder)
+    model = _open(bundle, settings, intra_op_threads=settings.intra_op_threads or 1)
     difference = golden.replay(model)
+    cores = usable_cores()
     plan = make_plan(
-        cores=usable_cores(),
+        cores=cores,
         provider=model.provider,
         instances=settings.instances,
         intra_op_threads=settings.intra_op_threads,
         decode_threads=settings.decode_threads,
         max_batch=settings.max_batch,
     )
+    if planner is not None and settings.plans_itself and model.provider == "cpu":
+        plan = planner.plan(plan, model, cores=cores)
+        if plan.intra_op_threads != 1:
+            model = _open(bundle, settings, intra_op_threads=plan.intra_op_threads)
     contract = model.bundle.manifest.contract
     model_metrics = metrics.model(contract.name, contract.version)
     served = ServedModel(model, _batcher(model, settings, plan=plan, metrics=model_metrics), metrics=model_metrics)
@@ -126,6 +132,12 @@ def load_model(folder: Path, settings: ServerSettings, *, metrics: Metrics) -> S
     return served
 
 
+def _open(bundle: Bundle, settings: ServerSettings, *, intra_op_threads: int) -> OnnxModel:
+    return open_model(
+        bundle, precision=settings.precision, provider=settings.provider, intra_op_threads=intra_op_threads
+    )
+
+
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
     """Return the sizes that are warmed and run: the powers of two below max_batch, and max_batch."""
     return (*(2**power for power in range(max_batch.bit_length()) if 2**power < max_batch), max_batch)
@@ -142,12 +154,19 @@ def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics:
         batch_sizes=sizes,
         max_wait_ms=settings.max_wait_ms,
         max_queue_items=settings.max_queue_images,
-        max_queue_bytes=settings.max_queue_bytes,
+        max_queue_bytes=_queue_bytes(settings),
         max_queue_ms=settings.max_queue_ms,
     )
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
     steps = _Steps(model, decode_limits, metrics=metrics)
     return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics)
+
+
+def _queue_bytes(settings: ServerSettings) -> int:
+    """Return how many encoded bytes may wait: at most a quarter of the memory limit, but one message at least."""
+    limit = memory_limit_bytes()
+    allowed = settings.max_queue_bytes if limit is None else min(settings.max_queue_bytes, limit // 4)
+    return max(allowed, settings.max_message_bytes)
 
 
 class _Steps:

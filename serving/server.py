@@ -25,6 +25,7 @@ from serving.errors import StartupError
 from serving.metrics import Metrics
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
+from serving.plan_search import Planner
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 
@@ -109,9 +110,11 @@ def run(models: Path, settings: ServerSettings) -> None:
 async def _main(models: Path, settings: ServerSettings) -> None:
     started = time.monotonic()
     stop = _stop_on_signal()
-    metrics = Metrics()
+    metrics, planner = Metrics(), Planner()
     catalogue = Catalogue(
-        models, lambda folder: load_model(folder, settings, metrics=metrics), default_model=settings.default_model
+        models,
+        lambda folder: load_model(folder, settings, metrics=metrics, planner=planner),
+        default_model=settings.default_model,
     )
     server = Server(catalogue, settings, metrics=metrics)
     try:

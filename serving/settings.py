@@ -26,10 +26,11 @@ class ServerSettings:
     default_model: Annotated[str, _setting("Answer requests without a model by this one; empty: the only one.")] = ""
     provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
     precision: Annotated[Literal["fp32", "fp16", "int8"], _setting("Serve this variant of every bundle.")] = "fp32"
-    instances: Annotated[int, _setting("Run so many batches at once per model; 0: one a core.", low=0)] = 0
-    intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: one.", low=0)] = 0
+    plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
+    instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
+    intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: as planned.", low=0)] = 0
     decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
-    max_batch: Annotated[int, _setting("Run at most so many images together; 0: 4 on CPU, 32 on CUDA.", low=0)] = 0
+    max_batch: Annotated[int, _setting("Run at most so many images together; 0: as planned, 32 on CUDA.", low=0)] = 0
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0
     max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1)] = 256
     max_queue_bytes: Annotated[int, _setting("Queue at most so many encoded bytes per model.", low=1)] = 256 * 2**20
@@ -42,6 +43,12 @@ class ServerSettings:
     drain_s: Annotated[float, _setting("Finish queued work for at most so many s on exit.", low=0)] = 30.0
     log_format: Annotated[Literal["console", "json"], _setting("Write log lines in this format.")] = "console"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _setting("Log from this level on.")] = "info"
+
+    @property
+    def plans_itself(self) -> bool:
+        """Whether threads and batches are to be measured: where nobody has said a number."""
+        given = (self.instances, self.intra_op_threads, self.decode_threads, self.max_batch)
+        return self.plan == "auto" and not any(given)
 
     def __post_init__(self) -> None:
         """Refuse limits under which an allowed request could never be admitted."""

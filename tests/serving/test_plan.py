@@ -1,12 +1,19 @@
-"""Threads from cores and quotas."""
+"""Threads and batches: the rule, the measurement, and what it remembers."""
+
+import threading
+from dataclasses import replace
 
 from serving.classifier import batch_sizes
-from serving.plan import Plan, cgroup_quota, make_plan, usable_cores
+from serving.plan import Plan, make_plan
+from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
+
+RULE = Plan(instances=2, intra_op_threads=1, decode_threads=0, max_batch=1)
+PATIENCE_S = 20
 
 
 def test_cpu_plan_runs_one_thread_instances_side_by_side():
     """One instance a core, one thread each, and each decodes its own."""
-    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=0, max_batch=4)
+    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=0, max_batch=1)
 
 
 def test_cuda_plan_has_one_instance():
@@ -21,28 +28,63 @@ def test_given_numbers_are_taken():
     assert plan == Plan(instances=2, intra_op_threads=3, decode_threads=5, max_batch=6)
 
 
-def test_tightest_quota_on_the_way_up_counts(tmp_path):
-    """cgroup v2: a parent may allow less than its child."""
-    (tmp_path / "pod" / "box").mkdir(parents=True)
-    (tmp_path / "pod" / "cpu.max").write_text("150000 100000\n")
-    (tmp_path / "pod" / "box" / "cpu.max").write_text("max 100000\n")
-    assert cgroup_quota(tmp_path, own="/pod/box") == 1.5
-
-
-def test_quota_of_cgroup_v1(tmp_path):
-    """The older files are read too."""
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert cgroup_quota(tmp_path) == 2.5
-
-
-def test_no_quota_is_none(tmp_path):
-    """And there is always at least one core."""
-    assert cgroup_quota(tmp_path) is None
-    assert usable_cores() >= 1
-
-
 def test_batch_sizes_end_with_the_largest():
     """Powers of two, and the limit itself."""
     assert [batch_sizes(limit) for limit in (1, 8, 12)] == [(1,), (1, 2, 4, 8), (1, 2, 4, 8, 12)]
+
+
+def chosen(batch_ms):
+    """The plan for two cores where a run of so many pictures on so many threads takes batch_ms(threads, size)."""
+
+    def measure(threads, plan):
+        return plan.instances * plan.max_batch / batch_ms(threads, plan.max_batch)
+
+    return search_plan(RULE, lambda threads: threads, cores=2, measure=measure)
+
+
+def test_large_batches_are_chosen_where_they_pay():
+    """Four pictures for the price of one."""
+    assert chosen(lambda _threads, _size: 4.0) == replace(RULE, max_batch=4)
+
+
+def test_the_rule_stays_where_nothing_is_clearly_faster():
+    """A batch of four costs nearly four times as much."""
+    assert chosen(lambda _threads, size: 4.0 * size - 0.1) == RULE
+
+
+def test_one_wide_instance_is_chosen_where_it_pays():
+    """A run on two threads takes an eighth of one on one."""
+    assert chosen(lambda threads, size: size * (16.0 if threads == 1 else 2.0)).instances == 1
+
+
+def test_all_instances_are_measured_at_once():
+    """Both must be inside a run together, or the barrier breaks."""
+    together = threading.Barrier(2, timeout=PATIENCE_S)
+    warm = iter([True])
+
+    def run(size):
+        if not next(warm, False):
+            together.wait()
+
+    assert pictures_per_s(run, RULE, seconds=0.0) >= 0
+
+
+def test_plans_are_remembered_by_model_and_machine(tmp_path):
+    """Another model, or a file that is damaged, means to measure again."""
+    path, key = tmp_path / "cache" / "plans.json", ("digest", *machine(2, "1.30"))
+    PlanCache(path).put(key, RULE)
+    PlanCache(path).put(("other", "key"), replace(RULE, max_batch=4))
+    assert PlanCache(path).get(key) == RULE
+    assert PlanCache(path).get(("digest", *machine(4, "1.30"))) is None
+    path.write_text(path.read_text().replace('"instances": 2', '"instances": -2'))
+    assert PlanCache(path).get(key) is None
+    path.write_text("no JSON")
+    assert PlanCache(path).get(key) is None
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
+    """A container's root is read-only: the plan is measured at every start."""
+    (tmp_path / "file").write_text("")
+    cache = PlanCache(tmp_path / "file" / "plans.json")
+    cache.put(("digest",), RULE)
+    assert cache.get(("digest",)) is None

@@ -1,0 +1,145 @@
+"""Measure a few plans for one model on this CPU, and remember the best.
+
+What is measured is inference alone, all instances at work at once, for a fraction of a second a plan. The rule's own
+plan stays unless another is clearly faster. The result is kept by model digest and machine in the user's cache, where
+that can be written. A later version of a model takes over its plan: measuring would disturb the one that serves.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime
+import structlog
+
+from bundle.runtime import OnnxModel, open_model
+from serving.plan import Plan
+
+Run = Callable[[int], object]  # runs a batch of so many pictures
+SECONDS: Final = 0.12  # of measuring a plan; with four of them half a second a model
+CLEARLY: Final = 1.05  # times as fast
+_BATCH: Final = 4
+
+log = structlog.get_logger(__name__)
+
+
+def pictures_per_s(run: Run, plan: Plan, *, seconds: float = SECONDS) -> float:
+    """Return the rate at which all instances of a plan together run pictures."""
+    counts = [0] * plan.instances
+    run(plan.max_batch)
+    started = time.perf_counter()
+
+    def work(instance: int) -> None:
+        while time.perf_counter() - started < seconds:
+            run(plan.max_batch)
+            counts[instance] += plan.max_batch
+
+    workers = [threading.Thread(target=work, args=(instance,)) for instance in range(plan.instances)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+def search_plan(
+    rule: Plan,
+    open_run: Callable[[int], Run],
+    *,
+    cores: int,
+    measure: Callable[[Run, Plan], float] = pictures_per_s,
+) -> Plan:
+    """Return the fastest of a few plans; `open_run` takes intra-op threads and returns what runs a batch.
+
+    Beside the rule's plan: larger batches, and one instance that uses every core, with and without them.
+    """
+    plans = [rule, replace(rule, max_batch=_BATCH)]
+    if cores > 1:
+        wide = replace(rule, instances=1, intra_op_threads=cores)
+        plans += [wide, replace(wide, max_batch=_BATCH)]
+    runs = {threads: open_run(threads) for threads in sorted({plan.intra_op_threads for plan in plans})}
+    rates = [measure(runs[plan.intra_op_threads], plan) for plan in plans]
+    best = max(range(len(plans)), key=lambda place: rates[place] / (CLEARLY if place else 1.0))
+    log.debug("plans measured", plans=[asdict(plan) | {"rate": rate} for plan, rate in zip(plans, rates, strict=True)])
+    return plans[best]
+
+
+class PlanCache:
+    """Plans by model and machine in one JSON file; a file that cannot be read or written costs a measurement only."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        home = Path(os.environ.get("HOME") or "/")  # not Path.home(): a container's user need not be in passwd
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+        self._path = path or base / "calotype" / "plans.json"
+
+    def get(self, key: Sequence[str]) -> Plan | None:
+        """Return the plan that was kept, or None."""
+        found = self._read().get("/".join(key))
+        fields = ("instances", "intra_op_threads", "decode_threads", "max_batch")
+        if not isinstance(found, dict) or set(found) != set(fields):
+            return None
+        numbers = [found[field] for field in fields]
+        if not all(isinstance(number, int) and 0 <= number <= 4096 for number in numbers):
+            return None
+        return Plan(**found)
+
+    def put(self, key: Sequence[str], plan: Plan) -> None:
+        """Keep a plan."""
+        plans = self._read() | {"/".join(key): asdict(plan)}
+        scratch = self._path.with_suffix(f".{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(json.dumps(plans, indent=1), encoding="utf-8")
+            scratch.replace(self._path)
+        except OSError as error:
+            log.debug("plan not kept", path=str(self._path), reason=error.strerror)
+
+    def _read(self) -> dict[str, object]:
+        try:
+            plans = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return plans if isinstance(plans, dict) else {}
+
+
+class Planner:
+    """Plans the models of one server."""
+
+    def __init__(self, cache: PlanCache | None = None) -> None:
+        self._cache = cache or PlanCache()
+        self._by_name: dict[str, Plan] = {}
+
+    def plan(self, rule: Plan, model: OnnxModel, *, cores: int) -> Plan:
+        """Return the plan for a model on a CPU, measured, remembered, or that of an earlier version."""
+        contract = model.bundle.manifest.contract
+        if contract.name not in self._by_name:
+            key = (model.bundle.digest, model.variant.precision, *machine(cores, onnxruntime.__version__))
+            plan = self._cache.get(key)
+            if plan is None:
+                plan = search_plan(rule, lambda threads: _open_run(model, threads), cores=cores)
+                self._cache.put(key, plan)
+            self._by_name[contract.name] = plan
+        return self._by_name[contract.name]
+
+
+def _open_run(model: OnnxModel, threads: int) -> Run:
+    side = model.bundle.manifest.contract.preprocess.crop_px
+    opened = open_model(model.bundle, precision=model.variant.precision, provider="cpu", intra_op_threads=threads)
+    return lambda size: opened.run(np.zeros((size, side, side, 3), dtype=np.uint8))
+
+
+def machine(cores: int, runtime_version: str) -> tuple[str, ...]:
+    """Return what a measurement depends on beside the model: CPU, usable cores, onnxruntime."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return cpu, f"{cores} cores", f"onnxruntime {runtime_version}"

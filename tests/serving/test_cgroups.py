@@ -1,0 +1,82 @@
+"""Cores and memory that a control group leaves to the process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.cgroups import cpu_quota, memory_limit, usable_cores
+
+V1 = Path("/sys/fs/cgroup/cpu")
+V2 = Path("/sys/fs/cgroup")
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_tightest_limit_on_the_way_up_counts(tmp_path):
+    """cgroup v2: a parent may allow less than its child."""
+    write(tmp_path / "pod", cpu__max="150000 100000\n", memory__max="1000000\n")
+    write(tmp_path / "pod" / "box", cpu__max="max 100000\n", memory__max="max\n")
+    assert cpu_quota(tmp_path, membership="0::/pod/box\n") == 1.5
+    assert memory_limit(tmp_path, membership="0::/pod/box\n") == 1_000_000
+
+
+def test_limits_of_cgroup_v1(tmp_path):
+    """Every controller has a tree of its own."""
+    write(tmp_path / "cpu" / "box", cpu__cfs_quota_us="250000", cpu__cfs_period_us="100000")
+    write(tmp_path / "memory", memory__limit_in_bytes="2000000")
+    membership = "5:cpu,cpuacct:/box\n4:memory:/elsewhere\n"
+    assert cpu_quota(tmp_path, membership=membership) == 2.5
+    assert memory_limit(tmp_path, membership=membership) == 2_000_000
+
+
+def test_no_limit_is_none(tmp_path):
+    """v1 writes a huge number, v2 "max"; and there is always at least one core."""
+    write(tmp_path / "memory", memory__limit_in_bytes="9223372036854771712")
+    write(tmp_path, cpu__max="max 100000\n")
+    assert cpu_quota(tmp_path) is None
+    assert memory_limit(tmp_path) is None
+    assert usable_cores() >= 1
+
+
+@pytest.fixture
+def half_a_core():
+    """A control group with half a core, and the file that a process joins it by."""
+    for parent, files in ((V1, {"cpu__cfs_quota_us": "50000"}), (V2, {"cpu__max": "50000 100000"})):
+        group = parent / f"calotype-test-{os.getpid()}"
+        try:
+            write(group, **files)
+            yield group / "cgroup.procs"
+            group.rmdir()
+            return
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+    pytest.skip("no control group can be made here: wants root and a writable /sys/fs/cgroup")
+
+
+def test_a_server_under_a_quota_of_half_a_core_plans_for_one(half_a_core, models):
+    """A real quota, a real process: one instance, and pictures are answered."""
+    script = (
+        f"open({str(half_a_core)!r}, 'w').write('0')\n"
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from serving.cgroups import usable_cores\n"
+        "from serving.classifier import load_model\n"
+        "from serving.metrics import Metrics\n"
+        "from serving.settings import ServerSettings\n"
+        "folder = Path(sys.argv[1])\n"
+        "served = load_model(folder, ServerSettings(), metrics=Metrics())\n"
+        "(future,) = served.submit([next((folder / 'golden').iterdir()).read_bytes()])\n"
+        "print(usable_cores(), len(future.result(60)), served.close(60))\n"
+    )
+    command = [sys.executable, "-c", script, str(models / "colours" / "1")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1:] == ["1 3 True"], done.stderr
