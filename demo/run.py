@@ -71,7 +71,8 @@ def _step(*command: str) -> None:
 def _server(models: Path) -> Iterator[str]:
     """Yield the address of a server in its own process; SIGTERM at the end, which must exit 0."""
     console.rule(f"serving run {models}", align="left")
-    command = [str(BIN / "serving"), "run", str(models), "--address", "127.0.0.1:0", "--log-format", "json"]
+    command = [str(BIN / "serving"), "run", str(models), "--address", "127.0.0.1:0", "--http-address", "off"]
+    command += ["--log-format", "json"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         yield f"127.0.0.1:{_wait_for_port(server)}"

@@ -1,6 +1,7 @@
 """Where every door's requests meet: check the limits, find the model, hand over the pictures, await the answers.
 
-Counts what is under way, so that a shutdown can wait for it. Knows neither grpc nor HTTP nor onnxruntime.
+Counts what is under way, so that a shutdown can wait for it, and logs one line a request: at debug, or as a warning
+where it was refused. Knows neither grpc nor HTTP nor onnxruntime.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
+
 from bundle.errors import ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import Payload, Probabilities, ServedModel
@@ -17,6 +20,8 @@ from serving.errors import InvalidRequestError, status_name
 from serving.metrics import Metrics
 
 Door = Literal["classifier.v1", "inference", "http"]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class Dispatcher:
         An empty model means the only or default one, an empty version the newest ready. Raises the errors of
         `errors.STATUS`. When the call is cancelled, its pictures leave the queue.
         """
-        with self._counted(door) as names:
+        with self._counted(door, picture_count=len(images)) as names:
             self._check(images, version)
             served = self.catalogue.find(model, version)
             names.append(served.contract.name)
@@ -65,25 +70,36 @@ class Dispatcher:
                     future.cancel()
             return Answers(model=served, outcomes=tuple(_expected(outcome) for outcome in outcomes))
 
+    def count_refusal(self, error: Exception, *, door: Door) -> None:
+        """Count a request that a door refused by itself, before there was anything to classify."""
+        status = status_name(error)
+        self._metrics.requests.labels(door, "", status).inc()
+        log.warning("request", door=door, status=status, reason=str(error))
+
     @contextmanager
-    def _counted(self, door: Door) -> Iterator[list[str]]:
+    def _counted(self, door: Door, *, picture_count: int) -> Iterator[list[str]]:
         """Count a request by its outcome; the body appends the name of the model once it is known to exist."""
         names: list[str] = []
-        started, status = time.perf_counter(), "OK"
+        started, status, reason = time.perf_counter(), "OK", ""
         self._active += 1
         self.idle.clear()
         try:
             yield names
         except BaseException as error:
-            status = status_name(error)
+            status, reason = status_name(error), str(error)
             raise
         finally:
             self._active -= 1
             if not self._active:
                 self.idle.set()
-            name = names[0] if names else ""
+            name, seconds = names[0] if names else "", time.perf_counter() - started
             self._metrics.requests.labels(door, name, status).inc()
-            self._metrics.request_seconds.labels(door, name).observe(time.perf_counter() - started)
+            self._metrics.request_seconds.labels(door, name).observe(seconds)
+            facts = {"door": door, "model": name, "pictures": picture_count, "ms": round(1000 * seconds, 1)}
+            if status in ("OK", "CANCELLED"):
+                log.debug("request", status=status, **facts)
+            else:
+                log.warning("request", status=status, reason=reason, **facts)
 
     def _check(self, images: Sequence[Payload], version: str) -> None:
         if not images:

@@ -5,10 +5,12 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
     ├── SettingsError         settings that contradict one another; exit 2
     ├── StartupError          nothing can be served; exit 1
     ├── InvalidRequestError   a request that can never be answered
+    │   └── BodyTooLargeError an HTTP body beyond the limit; the rest of it was not read
     ├── UnknownModelError     a model or version that is not here
     ├── NotReadyError         loading, draining or failed: another server may answer
     ├── QueueFullError        too much is waiting: try again a little later
     ├── DeadlineExceededError the caller has stopped waiting; the work was not done
+    ├── CallerGoneError       the caller has closed the connection; nobody hears the answer
     └── ClientError           the client's side: a call that failed, with its address and the next step
 """
 
@@ -34,6 +36,10 @@ class InvalidRequestError(ServingError):
     """A request that no server can answer."""
 
 
+class BodyTooLargeError(InvalidRequestError):
+    """An HTTP body beyond the limit; the rest of it was not read."""
+
+
 class UnknownModelError(ServingError):
     """A model or a version that is not served here."""
 
@@ -54,6 +60,10 @@ class DeadlineExceededError(ServingError):
     """Work that was dropped because its deadline had passed."""
 
 
+class CallerGoneError(ServingError):
+    """A caller that closed the connection before its answer."""
+
+
 class ClientError(ServingError):
     """A call that failed. `status` is the gRPC status name, such as "UNAVAILABLE"."""
 
@@ -68,6 +78,7 @@ STATUS: Final[dict[type[BaseException], str]] = {  # the names are gRPC's; other
     NotReadyError: "UNAVAILABLE",
     QueueFullError: "RESOURCE_EXHAUSTED",
     DeadlineExceededError: "DEADLINE_EXCEEDED",
+    CallerGoneError: "CANCELLED",
     asyncio.CancelledError: "CANCELLED",
 }
 

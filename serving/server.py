@@ -22,7 +22,11 @@ from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
+from serving.http_body import BodyLimits
+from serving.http_door import HttpDoor
+from serving.http_server import HttpServer, http_address
 from serving.metrics import Metrics
+from serving.observability import Envelope, RequestIds
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
 from serving.plan_search import Planner
@@ -43,7 +47,7 @@ class Server:
     def __init__(self, catalogue: Catalogue, settings: ServerSettings, *, metrics: Metrics) -> None:
         self._catalogue = catalogue
         self._settings = settings
-        self._grpc = grpc.aio.server(options=_options(settings))
+        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(RequestIds(),))
         self._dispatcher = Dispatcher(
             catalogue, max_images_per_request=settings.max_images_per_request, metrics=metrics
         )
@@ -55,7 +59,13 @@ class Server:
         )
         self._is_serving = False
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
+        self._http = self._make_http(metrics)
         self.port = 0
+
+    @property
+    def http_port(self) -> int:
+        """The bound port of the HTTP door, 0 where it is off."""
+        return self._http.port
 
     async def startup(self) -> None:
         """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
@@ -69,6 +79,7 @@ class Server:
         except RuntimeError as error:
             raise StartupError(f"{self._settings.address}: cannot listen there; choose another --address") from error
         await self._grpc.start()
+        self._http.start()
         await asyncio.to_thread(self._catalogue.load_all)
 
     async def say_serving(self) -> None:
@@ -83,18 +94,32 @@ class Server:
         if self._settings.lame_duck_s:
             await asyncio.sleep(self._settings.lame_duck_s)
         self._catalogue.start_draining()
+        self._http.stop_accepting()
         stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_s))
         idle = asyncio.create_task(self._dispatcher.idle.wait())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         await self._grpc.stop(min(_FLUSH_S, self._settings.drain_s))  # health watchers would hold it for all of drain_s
         await stopping
+        await self._http.stop(_FLUSH_S)
         await asyncio.to_thread(self._catalogue.close, self._settings.drain_s)
 
     async def abandon(self) -> None:
         """Stop listening at once, after a failed startup."""
         await self._grpc.stop(0)
+        await self._http.stop(0)
         await asyncio.to_thread(self._catalogue.close, 0.0)
+
+    def _make_http(self, metrics: Metrics) -> HttpServer:
+        settings = self._settings
+        limits = BodyLimits(
+            max_bytes=settings.max_message_bytes,
+            max_images=settings.max_images_per_request,
+            budget_bytes=settings.max_queue_bytes,
+        )
+        door = HttpDoor(self._dispatcher, metrics=metrics, limits=limits, is_ready=lambda: self._is_serving)
+        address = http_address(settings.http_address, beside=settings.address)
+        return HttpServer(Envelope(door.app()), address, drain_s=settings.drain_s)
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         ready = {entry.name for entry in self._catalogue.entries() if entry.state == "READY"}
@@ -124,7 +149,13 @@ async def _main(models: Path, settings: ServerSettings) -> None:
         raise
     if not stop.is_set():
         await server.say_serving()
-        log.info("SERVING", port=server.port, seconds=round(time.monotonic() - started, 2), pid=os.getpid())
+        log.info(
+            "SERVING",
+            port=server.port,
+            http_port=server.http_port,
+            seconds=round(time.monotonic() - started, 2),
+            pid=os.getpid(),
+        )
     await stop.wait()
     log.info("draining")
     await server.shutdown()

@@ -144,7 +144,7 @@ async def abort(context: Context, error: Exception) -> NoReturn:
         log.error("unforeseen error", exc_info=error)
         await context.abort(code, "internal error")
     if isinstance(error, QueueFullError):
-        await context.abort(code, str(error), _push_back(code, error))
+        await context.abort(code, str(error), (*context.trailing_metadata(), *_push_back(code, error)))
     await context.abort(code, str(error))
 
 

@@ -23,6 +23,7 @@ class ServerSettings:
     """All that decides how a folder of models is served."""
 
     address: Annotated[str, _setting("Listen on this host:port; port 0 takes a free one.")] = "0.0.0.0:50051"
+    http_address: Annotated[str, _setting("Serve HTTP on host:port; no host: that of --address; off: none.")] = ":8080"
     default_model: Annotated[str, _setting("Answer requests without a model by this one; empty: the only one.")] = ""
     provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
     precision: Annotated[Literal["fp32", "fp16", "int8"], _setting("Serve this variant of every bundle.")] = "fp32"

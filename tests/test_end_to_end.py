@@ -33,6 +33,7 @@ def test_server_answers_what_predict_answers(tmp_path: Path) -> None:
     wanted = [json.loads(line)["predictions"] for line in predicted.splitlines()]
 
     line = [sys.executable, "-m", "serving", "run", str(tmp_path / "models"), "--address", "127.0.0.1:0"]
+    line += ["--http-address", "off"]
     with subprocess.Popen(
         [*line, "--log-format", "json"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as server:

@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not: `import tiny_bundle`
 
 import tiny_bundle
+
+os.environ["CALOTYPE_HTTP_ADDRESS"] = "off"  # for processes: port 8080 may be another's
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from serving.server import Server
 from serving.service import in_order
 from serving.settings import ServerSettings
 
-SETTINGS = ServerSettings(address="127.0.0.1:0", max_images_per_request=8)
+SETTINGS = ServerSettings(address="127.0.0.1:0", http_address="off", max_images_per_request=8)
 METRICS = Metrics()
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

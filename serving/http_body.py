@@ -1,0 +1,134 @@
+"""Read the pictures of one HTTP request, within limits and in memory only: a raw body, or the files of a form.
+
+A request is refused by its Content-Length before anything is read, and where it has none, as soon as too much has
+come. All requests together may hold `budget_bytes`. Knows no models.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from serving.errors import (
+    BodyTooLargeError,
+    CallerGoneError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    QueueFullError,
+)
+
+FIELD: Final = "images"
+_ARRIVAL_S: Final = 60  # a body that takes longer is a stalled caller: it would hold its share of the budget
+_FULL_RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BodyLimits:
+    """How much one request may bring, and all together may hold."""
+
+    max_bytes: int
+    max_images: int
+    budget_bytes: int
+
+
+class Body:
+    """The pictures of a request, as encoded bytes; leaving it gives its share of the budget back."""
+
+    def __init__(self, reader: "BodyReader") -> None:
+        self._reader = reader
+        self._held_bytes = 0
+        self.images: tuple[bytes, ...] = ()
+
+    def hold(self, size_bytes: int) -> None:
+        """Take so much more of the budget. Raises BodyTooLargeError, QueueFullError."""
+        self._reader.take(size_bytes, held_bytes=self._held_bytes)
+        self._held_bytes += size_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.give_back(self._held_bytes)
+        self._held_bytes = 0
+
+
+class BodyReader:
+    """Reads bodies; one for a server, since it keeps the common budget."""
+
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._free_bytes = limits.budget_bytes
+
+    async def read(self, request: Request) -> Body:
+        """Return the request's pictures. Raises the errors of this module's imports, nothing else."""
+        body = Body(self)
+        try:
+            async with asyncio.timeout(_ARRIVAL_S):
+                body.images = await self._images(request, body)
+        except BaseException as error:
+            body.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceededError(f"the body did not arrive within {_ARRIVAL_S} s; send it faster") from error
+            if isinstance(error, ClientDisconnect):
+                raise CallerGoneError("the caller went away while sending") from error
+            raise
+        return body
+
+    def take(self, size_bytes: int, *, held_bytes: int) -> None:
+        """Take from the budget for a request that already holds so much."""
+        if held_bytes + size_bytes > self._limits.max_bytes:
+            raise BodyTooLargeError(f"the body has more than {self._limits.max_bytes:,} bytes; send less at once")
+        if size_bytes > self._free_bytes:
+            raise QueueFullError("too many bytes are under way; try again later", retry_after_s=_FULL_RETRY_S)
+        self._free_bytes -= size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Return to the budget what a request held."""
+        self._free_bytes += size_bytes
+
+    async def _images(self, request: Request, body: Body) -> tuple[bytes, ...]:
+        declared = int(request.headers.get("content-length", "0"))  # h11 has checked that it is a number
+        body.hold(declared)
+        chunks = _held(request, body, declared=declared)
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            return await self._files(request, chunks)
+        raw = b"".join([chunk async for chunk in chunks])
+        return (raw,) if raw else ()
+
+    async def _files(self, request: Request, chunks: AsyncGenerator[bytes]) -> tuple[bytes, ...]:
+        most = self._limits.max_images
+        parser = _InMemoryParser(request.headers, chunks, max_files=most, max_fields=0)
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise InvalidRequestError(
+                f"form: {error.message.rstrip('.')}; wanted at most {most} files named {FIELD!r}"
+            ) from error
+        images = []
+        for name, part in form.multi_items():
+            if name != FIELD or not isinstance(part, UploadFile):
+                raise InvalidRequestError(f"form: found a field {name[:32]!r}, wanted only files named {FIELD!r}")
+            images.append(part.file.read())
+        await form.close()
+        return tuple(images)
+
+
+class _InMemoryParser(MultiPartParser):
+    """Starlette's, which else writes files beyond 1 MB to /tmp: the budget bounds them, and a container has no /tmp."""
+
+    spool_max_size = 0  # SpooledTemporaryFile never rolls over to disk at 0
+
+
+async def _held(request: Request, body: Body, *, declared: int) -> AsyncGenerator[bytes]:
+    """Pass the body's chunks on, holding budget for what Content-Length did not announce."""
+    async for chunk in request.stream():
+        if not declared:
+            body.hold(len(chunk))
+        yield chunk

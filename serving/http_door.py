@@ -1,0 +1,237 @@
+"""The HTTP door: pictures in, JSON out; health, metrics and the page beside it. Starlette's side, without a socket.
+
+Statuses are those of `errors.STATUS`, translated; every error is JSON. No path in a request reaches the file system:
+the page is read once, from the package. Knows no grpc.
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from bundle.errors import CalotypeError, ImageError
+from serving.catalogue import Entry
+from serving.classifier import Probabilities, ServedModel
+from serving.dispatcher import Answers, Dispatcher
+from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, QueueFullError, status_name
+from serving.http_body import BodyLimits, BodyReader
+from serving.metrics import Metrics
+from serving.page import page_routes
+
+HTTP_STATUS: Final = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,  # nginx's; nobody hears it
+    "INTERNAL": 500,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+_MAX_TOP_K: Final = 2**32 - 1  # as in the proto
+_MAX_TIMEOUT_MS: Final = 3_600_000
+_NO_STORE: Final = {"cache-control": "no-store"}
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a request asks beside its pictures."""
+
+    model: str = ""
+    version: str = ""
+    top_k: int = 0
+    min_score: float = 0.0
+    timeout_ms: float | None = None
+
+    @classmethod
+    def parse(cls, query: QueryParams, *, model: str) -> Self:
+        """Read the query of a URL. Raises InvalidRequestError."""
+        unknown = set(query) - {"version", "top_k", "min_score", "timeout_ms"}
+        if unknown:
+            raise InvalidRequestError(
+                f"query: found {min(unknown)[:32]!r}, wanted version, top_k, min_score or timeout_ms"
+            )
+        return cls(
+            model=model,
+            version=query.get("version", ""),
+            top_k=int(_number(query, "top_k", default=0, low=0, high=_MAX_TOP_K)),
+            min_score=_number(query, "min_score", default=0.0, low=0, high=1),
+            timeout_ms=_number(query, "timeout_ms", default=0, low=1, high=_MAX_TIMEOUT_MS) or None,
+        )
+
+
+class HttpDoor:
+    """The endpoints. `is_ready` says whether the server is SERVING; it is asked at every request."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, *, metrics: Metrics, limits: BodyLimits, is_ready: Callable[[], bool]
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._bodies = BodyReader(limits)
+        self._is_ready = is_ready
+
+    def app(self) -> Starlette:
+        """Return the ASGI application; `observability.Envelope` goes around it."""
+        app = Starlette(
+            routes=[
+                Route("/healthz", self._alive),
+                Route("/readyz", self._ready),
+                Route("/metrics", self._exposition),
+                Route("/v1/models", self._models),
+                Route("/v1/classify", self._classify, methods=["POST"]),
+                Route("/v1/models/{model}:classify", self._classify, methods=["POST"]),
+                *page_routes(),
+            ],
+            exception_handlers={CalotypeError: _on_error, HTTPException: _on_http_error, Exception: _on_error},
+        )
+        app.router.redirect_slashes = False  # else /metrics/ answers with a URL made of the Host header
+        return app
+
+    async def _alive(self, request: Request) -> Response:  # noqa: ARG002 -- Starlette hands it over
+        return JSONResponse({"status": "alive"}, headers=_NO_STORE)
+
+    async def _ready(self, request: Request) -> Response:  # noqa: ARG002 -- as above
+        ready = self._is_ready()
+        return JSONResponse(
+            {"status": "SERVING" if ready else "NOT_SERVING"}, status_code=200 if ready else 503, headers=_NO_STORE
+        )
+
+    async def _exposition(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        text = await asyncio.to_thread(encode, self._metrics.registry)  # a thousand classes are some ms of text
+        return Response(text, headers={"content-type": content_type, **_NO_STORE})
+
+    async def _models(self, request: Request) -> Response:  # noqa: ARG002 -- as above
+        models = [_model_record(entry) for entry in self._dispatcher.catalogue.entries()]
+        return JSONResponse({"models": models}, headers=_NO_STORE)
+
+    async def _classify(self, request: Request) -> Response:
+        started = time.perf_counter()
+        async with self._admitted(request) as (question, images):
+            waited_s = time.perf_counter() - started
+            answering = self._dispatcher.classify(
+                images,
+                door="http",
+                model=question.model,
+                version=question.version,
+                time_left_s=None if question.timeout_ms is None else question.timeout_ms / 1000 - waited_s,
+            )
+            answers = await _unless_gone(request, answering)
+        took_ms = 1000 * (time.perf_counter() - started)
+        return JSONResponse(
+            _answer_record(answers, question), headers={"server-timing": f"total;dur={took_ms:.1f}", **_NO_STORE}
+        )
+
+    @asynccontextmanager
+    async def _admitted(self, request: Request) -> AsyncIterator[tuple[Question, tuple[bytes, ...]]]:
+        """Read a request whole; the body counts as wait of the deadline, and is held until the answer is there."""
+        try:
+            question = Question.parse(request.query_params, model=request.path_params.get("model", ""))
+            body = await self._bodies.read(request)
+        except CalotypeError as error:
+            self._dispatcher.count_refusal(error, door="http")
+            raise
+        with body:
+            yield question, body.images
+
+
+async def _unless_gone(request: Request, answering: Coroutine[None, None, Outcome]) -> Outcome:
+    """Await an answer; cancel it when the caller closes the connection. Raises CallerGoneError then."""
+    answer = asyncio.ensure_future(answering)
+    gone = asyncio.ensure_future(request.receive())  # after the whole body, the only message is http.disconnect
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise CallerGoneError("the caller went away")
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+def _number(query: QueryParams, name: str, *, default: float, low: float, high: float) -> float:
+    text = query.get(name)
+    if text is None:
+        return default
+    kind = int if isinstance(default, int) else float
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name}: found {text[:32]!r}, wanted {low}..{high}")
+    return value
+
+
+def _answer_record(answers: Answers, question: Question) -> dict[str, object]:
+    contract = answers.model.contract
+    return {
+        "results": [_result_record(outcome, answers.model, question) for outcome in answers.outcomes],
+        "model": contract.name,
+        "version": str(contract.version),
+    }
+
+
+def _result_record(outcome: Probabilities | ImageError, model: ServedModel, question: Question) -> dict[str, object]:
+    if isinstance(outcome, ImageError):
+        return {"error": {"code": outcome.code, "message": str(outcome)}}
+    ranked = model.rank(outcome, top_k=question.top_k, min_score=question.min_score)
+    return {"predictions": [{"index": one.index, "label": one.label, "score": one.score} for one in ranked]}
+
+
+def _model_record(entry: Entry) -> dict[str, object]:
+    record: dict[str, object] = {"name": entry.name, "version": str(entry.version), "state": entry.state}
+    if entry.served is not None:
+        spec = entry.served.contract.preprocess
+        record |= {
+            "labels": list(entry.served.contract.labels),
+            "preprocess": {
+                "resize_px": spec.resize_px,
+                "crop_px": spec.crop_px,
+                "interpolation": spec.interpolation,
+                "decode_rule": spec.decode_rule,
+            },
+            "provider": entry.served.provider,
+            "precision": entry.served.precision,
+            "digest": entry.served.digest,
+        }
+    return record
+
+
+async def _on_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 -- as above
+    status = status_name(error)
+    code, headers = HTTP_STATUS[status], dict(_NO_STORE)
+    if isinstance(error, BodyTooLargeError):
+        code, headers["connection"] = 413, "close"  # the rest of the body is never read
+    if isinstance(error, QueueFullError):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    text = "internal error" if status == "INTERNAL" else str(error)
+    return _error_response(code, status=status, message=text, headers=headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    code = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(getattr(error, "headers", None) or {})  # Allow, at 405
+    if code == 405:
+        text = f"{request.method[:16]} is not answered here; wanted {headers.get('Allow', 'another method')}"
+        return _error_response(code, status="UNIMPLEMENTED", message=text, headers=headers)
+    text = "nothing here; POST pictures to /v1/classify or /v1/models/NAME:classify, GET /v1/models lists the names"
+    return _error_response(code, status="NOT_FOUND", message=text, headers=headers)
+
+
+def _error_response(code: int, *, status: str, message: str, headers: dict[str, str]) -> Response:
+    record = {"error": {"code": code, "status": status, "message": message}}
+    return Response(json.dumps(record), status_code=code, media_type="application/json", headers=headers)

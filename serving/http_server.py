@@ -1,0 +1,93 @@
+"""Listen for HTTP in the event loop of the gRPC server: uvicorn, with sockets and signals left to us."""
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from serving.errors import StartupError
+
+_BACKLOG: Final = 512
+_MAX_CONNECTIONS: Final = 1024  # beyond it 503, before a header is parsed: descriptors are few
+_KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must be the ones to close
+
+
+class HttpServer:
+    """One listening socket, or none where the address is empty. `start`, then `stop`; `port` is the bound one."""
+
+    def __init__(self, app: ASGIApp, address: str, *, drain_s: float) -> None:
+        self._app = app
+        self._address = address
+        self._drain_s = drain_s
+        self._uvicorn: _Uvicorn | None = None
+        self._running: asyncio.Task[None] | None = None
+        self.port = 0  # while it is off
+
+    def start(self) -> None:
+        """Bind and serve from now on. Raises StartupError where the address is not to be had."""
+        if not self._address:
+            return
+        listener = _bind(self._address)
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self._app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",  # strangers' broken requests are no news
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, math.ceil(self._drain_s)),
+        )
+        self._uvicorn = _Uvicorn(config)
+        self._running = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
+
+    def stop_accepting(self) -> None:
+        """Take no more connections; those without a request close, the others after their answer."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+    async def stop(self, grace_s: float) -> None:
+        """End, for at most grace_s seconds with the answers under way."""
+        self.stop_accepting()
+        if self._uvicorn is None or self._running is None:
+            return
+        done, _ = await asyncio.wait({self._running}, timeout=grace_s)
+        self._uvicorn.force_exit = not done
+        await self._running
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave SIGTERM and SIGINT to the server's own drain."""
+        yield
+
+
+def http_address(address: str, *, beside: str) -> str:
+    """Return `address` with a host: where it has none, that of the gRPC address `beside`; empty where it is "off"."""
+    if address == "off":  # a word, since an empty environment variable counts as none
+        return ""
+    if not address.startswith(":"):
+        return address
+    host = beside.rpartition(":")[0]
+    return f"{'127.0.0.1' if not host or beside.startswith('unix') else host}{address}"
+
+
+def _bind(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    try:
+        family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_BACKLOG)
+    except (OSError, ValueError, OverflowError) as error:
+        raise StartupError(f"{address}: cannot listen there for HTTP; choose another --http-address, or off") from error

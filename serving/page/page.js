@@ -1,0 +1,170 @@
+// The page: takes pictures, asks the server about each, shows what it says. No library, no markup from text.
+"use strict";
+
+const AT_ONCE = 4; // browsers open six connections a host; the rest stay free for the page
+const WORDS = {
+  EMPTY: "The file is empty.",
+  NOT_AN_IMAGE: "This is not a picture.",
+  UNSUPPORTED_FORMAT: "This kind of picture is not read here; try JPEG, PNG or WebP.",
+  TRUNCATED: "The end of the picture is missing.",
+  CORRUPT: "The picture is damaged.",
+  TOO_MANY_PIXELS: "The picture has too many pixels.",
+  TOO_LARGE: "The file is too large.",
+  RESOURCE_EXHAUSTED: "The server is busy.",
+  UNAVAILABLE: "The server is not ready.",
+  DEADLINE_EXCEEDED: "The server took too long.",
+  UNAUTHENTICATED: "The server asks for a token, which this page does not have.",
+};
+const AGAIN = new Set(["RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNREACHABLE", "INTERNAL"]);
+
+const byId = (id) => document.getElementById(id);
+const [drop, files, camera, model, answers, status] = ["drop", "files", "camera", "model", "answers", "status"].map(byId);
+const waiting = [];
+let asking = 0;
+let pasted = 0;
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+async function showModels() {
+  let models;
+  try {
+    const answer = await fetch("v1/models");
+    if (!answer.ok) throw new Error(answer.statusText);
+    models = (await answer.json()).models.filter((one) => one.state === "READY");
+  } catch {
+    byId("about").textContent = "The server does not say which models it has; reload the page in a moment.";
+    return;
+  }
+  if (!models.length) {
+    byId("about").textContent = "No model is ready yet; reload the page in a moment.";
+    return;
+  }
+  const newest = new Map(models.map((one) => [one.name, one])); // versions ascend
+  for (const one of newest.values()) model.append(new Option(one.name, one.name));
+  byId("chooser").hidden = newest.size < 2;
+  const describe = () => {
+    const { name, version, labels } = newest.get(model.value);
+    const some = labels.slice(0, 6).join(", ");
+    byId("about").textContent = `${name}, version ${version}, tells ${labels.length} things apart: ${some}${labels.length > 6 ? " …" : ""}`;
+  };
+  model.addEventListener("change", describe);
+  describe();
+}
+
+function add(pictures) {
+  for (const picture of pictures) {
+    const card = byId("card").content.firstElementChild.cloneNode(true);
+    const image = card.querySelector("img");
+    const release = () => URL.revokeObjectURL(image.src);
+    image.addEventListener("load", release, { once: true });
+    image.addEventListener("error", () => {
+      release();
+      image.hidden = true;
+      card.querySelector(".nothumb").hidden = false;
+    }, { once: true });
+    image.src = URL.createObjectURL(picture);
+    card.querySelector("h2").textContent = picture.name || `pasted picture ${++pasted}`;
+    answers.prepend(card);
+    waiting.push({ picture, card });
+  }
+  next();
+}
+
+function next() {
+  while (asking < AT_ONCE && waiting.length) {
+    asking += 1;
+    ask(waiting.shift()).finally(() => {
+      asking -= 1;
+      next();
+    });
+  }
+  const left = asking + waiting.length;
+  status.textContent = left ? `Looking at ${left} ${left === 1 ? "picture" : "pictures"} …` : "";
+}
+
+async function ask(job) {
+  const path = model.value ? `v1/models/${encodeURIComponent(model.value)}:classify` : "v1/classify";
+  const started = performance.now();
+  let answer, told;
+  try {
+    answer = await fetch(path, { method: "POST", body: job.picture, headers: { "content-type": "application/octet-stream" } });
+    told = await answer.json();
+  } catch {
+    return showError(job, { code: "UNREACHABLE", message: "The server did not answer; is it running, or is the file too large?" });
+  }
+  const tookMs = performance.now() - started;
+  if (!answer.ok) return showError(job, { code: told.error.status, message: told.error.message });
+  const [result] = told.results;
+  if (result.error) return showError(job, result.error);
+  showPredictions(job, result.predictions);
+  const serverMs = Number(/dur=([\d.]+)/.exec(answer.headers.get("server-timing") ?? "")?.[1] ?? NaN);
+  const inServer = Number.isNaN(serverMs) ? "" : ` (${milliseconds(serverMs)} in the server)`;
+  job.card.querySelector(".facts").textContent = `${milliseconds(tookMs)}${inServer} · ${told.model}, version ${told.version}`;
+}
+
+const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
+const percent = (score) => `${(100 * score).toFixed(1)} %`;
+
+function showPredictions(job, predictions) {
+  const bars = element("ol", undefined, "bars");
+  for (const { label, score } of predictions) {
+    const row = element("li");
+    const bar = element("i");
+    bar.style.width = percent(score).replace(" ", "");
+    row.append(bar, element("span", label), element("span", percent(score), "score"));
+    bars.append(row);
+  }
+  fill(job, bars);
+}
+
+function showError(job, { code, message }) {
+  const parts = [element("p", WORDS[code] ?? message, "wrong")];
+  if (AGAIN.has(code)) {
+    const again = element("button", "Try again", "second");
+    again.type = "button";
+    again.addEventListener("click", () => {
+      fill(job, element("p", "Looking …", "working"));
+      waiting.push(job);
+      next();
+    });
+    parts.push(again);
+  }
+  fill(job, ...parts);
+}
+
+const fill = (job, ...parts) => job.card.querySelector(".body").replaceChildren(...parts);
+
+function addFrom(input) {
+  add(input.files);
+  input.value = ""; // so that the same file can be chosen twice
+}
+
+byId("choose").addEventListener("click", () => files.click());
+byId("take").addEventListener("click", () => camera.click());
+for (const input of [files, camera]) input.addEventListener("change", () => addFrom(input));
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  drop.classList.add("over");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) drop.classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  if (event.dataTransfer.files.length) add(event.dataTransfer.files);
+  else status.textContent = "Nothing to look at there; drop picture files.";
+});
+document.addEventListener("paste", (event) => {
+  const pictures = [...event.clipboardData.files];
+  if (pictures.length) add(pictures);
+  else status.textContent = "There is no picture in the clipboard.";
+});
+
+showModels();
