@@ -30,17 +30,19 @@ def process(models, *options):
         started.communicate()
 
 
-def port(started):
+def port(started, name="port"):
     for line in started.stderr:
         entry = json.loads(line)
         if entry["event"] == "SERVING":
-            return entry["port"]
+            return entry[name]
     pytest.fail("the server ended before it said SERVING")
 
 
-def refusal(models):
+def refusal(models, *options):
     command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--log-level", "error"]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]

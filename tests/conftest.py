@@ -1,0 +1,17 @@
+"""Fixtures for all tests."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """Headless Chromium, started once."""
+    from tests.browser import launch  # only the tests that open a page need playwright
+
+    yield from launch()

@@ -1,0 +1,392 @@
+"""The HTTP door over a real socket, with a real tiny model: answers, statuses, limits, ids, drain."""
+
+import asyncio
+import http.client
+import json
+import threading
+from dataclasses import dataclass, replace
+
+import grpc
+import pytest
+import structlog
+import tiny_bundle
+from test_process import port, process, refusal
+
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
+from serving.catalogue import Catalogue
+from serving.classifier import load_model
+from serving.errors import QueueFullError
+from serving.metrics import Metrics
+from serving.server import Server
+from serving.settings import ServerSettings
+
+SETTINGS = ServerSettings(
+    address="127.0.0.1:0",
+    http_address=":0",
+    max_images_per_request=4,
+    max_message_bytes=20_000,
+    instances=1,
+    max_batch=1,
+)
+RED = tiny_bundle.picture("red")
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self):
+        return json.loads(self.text)
+
+    @property
+    def error(self):
+        return self.status, self.json["error"]["status"]
+
+
+def ask(number, path, *, body=None, method=None, headers=None):
+    """One request, blocking; POST where there is a body."""
+    connection = http.client.HTTPConnection("127.0.0.1", number, timeout=20)
+    connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
+    answer = connection.getresponse()
+    reply = Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read().decode())
+    connection.close()
+    return reply
+
+
+def form(*pictures, field="images"):
+    """A multipart body and its headers."""
+    parts = [
+        b'--cut\r\ncontent-disposition: form-data; name="%b"; filename="../../x"\r\n\r\n%b\r\n' % (field.encode(), data)
+        for data in pictures
+    ]
+    return {"body": b"".join(parts) + b"--cut--\r\n", "headers": {"content-type": "multipart/form-data; boundary=cut"}}
+
+
+def serve(models, scene, *, settings=SETTINGS, wrap=lambda model: model):
+    """Run `scene(server, ask)` beside a server that says SERVING; return what it returns, and the metrics' reader."""
+    metrics = Metrics()
+
+    async def whole():
+        catalogue = Catalogue(models, lambda folder: wrap(load_model(folder, settings, metrics=metrics)))
+        server = Server(catalogue, settings, metrics=metrics)
+        await server.startup()
+        await server.say_serving()
+
+        async def asking(path, **fields):
+            return await asyncio.to_thread(ask, server.http_port, path, **fields)
+
+        try:
+            return await scene(server, asking)
+        finally:
+            await server.shutdown()
+
+    return asyncio.run(whole()), metrics.registry.get_sample_value
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 -- what is waited for happens in the batcher's threads
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """The HTTP port of a server process."""
+    models = tmp_path_factory.mktemp("served")
+    tiny_bundle.write(models)
+    with process(models, "--http-address", ":0", "--max-images-per-request", "4") as started:
+        yield port(started, "http_port")
+
+
+def labels(reply):
+    return [result["predictions"][0]["label"] for result in reply.json["results"]]
+
+
+def test_raw_body_and_form_are_answered_as_over_grpc(models):
+    """The same numbers, the model's name and version, and how long it took."""
+
+    async def scene(server, asking):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            wanted = await classifier_pb2_grpc.ClassifierStub(channel).Classify(pb.ClassifyRequest(images=[RED]))
+        for reply in (await asking("/v1/classify", body=RED), await asking("/v1/models/colours:classify", **form(RED))):
+            assert (reply.status, reply.json["model"], reply.json["version"]) == (200, "colours", "1")
+            assert "total;dur=" in reply.headers["server-timing"]
+            found = reply.json["results"][0]["predictions"]
+            assert [(one["index"], one["label"]) for one in found] == [
+                (one.index, one.label) for one in wanted.results[0].predictions
+            ]
+            assert [one["score"] for one in found] == pytest.approx(
+                [one.score for one in wanted.results[0].predictions], abs=1e-6
+            )
+
+    serve(models, scene)
+
+
+def test_several_pictures_keep_their_order_and_a_bad_one_fails_alone(running):
+    """top_k and min_score shorten the answer."""
+    pictures = [tiny_bundle.picture("blue"), b"no picture", tiny_bundle.picture("green", file_format="JPEG")]
+    reply = ask(running, "/v1/classify?top_k=2", **form(*pictures))
+    first, bad, last = reply.json["results"]
+    assert [first["predictions"][0]["label"], last["predictions"][0]["label"]] == ["blue", "green"]
+    assert (len(first["predictions"]), bad["error"]["code"], "predictions" in bad) == (2, "NOT_AN_IMAGE", False)
+    (only,) = ask(running, "/v1/classify?min_score=0.5&version=1", body=RED).json["results"]
+    assert [one["label"] for one in only["predictions"]] == ["red"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "error"),
+    [
+        ("/v1/classify", {"body": b""}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify", form(), (400, "INVALID_ARGUMENT")),
+        ("/v1/classify", form(*[RED] * 5), (400, "INVALID_ARGUMENT")),
+        ("/v1/classify", form(RED, field="photo"), (400, "INVALID_ARGUMENT")),
+        ("/v1/classify", {**form(RED), "body": b"--cut nonsense"}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify", {"body": RED, "headers": {"content-type": "multipart/form-data"}}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify?top_k=many", {"body": RED}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify?top_k=-1", {"body": RED}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify?min_score=nan", {"body": RED}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify?topk=3", {"body": RED}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify?version=latest", {"body": RED}, (400, "INVALID_ARGUMENT")),
+        ("/v1/classify?version=7", {"body": RED}, (404, "NOT_FOUND")),
+        ("/v1/models/roses:classify", {"body": RED}, (404, "NOT_FOUND")),
+        ("/v1/models/..%2f..:classify", {"body": RED}, (404, "NOT_FOUND")),
+        ("/v1/classify", {}, (405, "UNIMPLEMENTED")),
+        ("/page.css/../../settings.py", {}, (404, "NOT_FOUND")),
+        ("/%2e%2e/settings.py", {}, (404, "NOT_FOUND")),
+        ("/metrics/", {}, (404, "NOT_FOUND")),
+    ],
+)
+def test_wrong_requests_get_their_status_as_json(running, path, fields, error):
+    """The table of statuses, from the outside."""
+    assert ask(running, path, **fields).error == error
+
+
+def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(models):
+    """By its Content-Length, without a byte of it; without one, as soon as too much has come."""
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 20001\r\n\r\n")
+        assert b" 413 " in await asyncio.wait_for(reader.readline(), 20)
+        writer.close()
+        chunks = (b"x" * 1000 for _ in range(21))
+        assert (await asking("/v1/classify", body=chunks)).error == (413, "INVALID_ARGUMENT")
+        assert (await asking("/v1/classify", body=RED)).status == 200
+
+    _, value = serve(models, scene)
+    assert value("calotype_requests_total", {"door": "http", "model": "", "status": "INVALID_ARGUMENT"}) == 2
+
+
+def test_bodies_under_way_are_bounded_together(models):
+    """While one caller dawdles with an announced body, the next is told to come back; afterwards there is room."""
+    settings = replace(SETTINGS, max_queue_bytes=20_000)
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 19990\r\nexpect: 100-continue\r\n\r\n")
+        assert b" 100 " in await asyncio.wait_for(reader.readline(), 20)  # it is being read
+        refused = await asking("/v1/classify", body=RED)
+        assert (refused.error, refused.headers["retry-after"]) == ((429, "RESOURCE_EXHAUSTED"), "1")
+        writer.close()
+        async with asyncio.timeout(20):
+            while (await asking("/v1/classify", body=RED)).status != 200:
+                pass
+
+    serve(models, scene, settings=settings)
+
+
+class Failing:
+    """A model whose queue raises."""
+
+    def __init__(self, model, error):
+        self._model, self._error = model, error
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def submit(self, images, *, deadline):
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (QueueFullError("9 items wait", retry_after_s=2.2), (429, "RESOURCE_EXHAUSTED"), "9 items wait"),
+        (ZeroDivisionError("/secret/path"), (500, "INTERNAL"), "internal error"),
+    ],
+)
+def test_failures_of_the_engine_get_their_status(models, error, status, text):
+    """A full queue says when to come back; the unforeseen tells nothing of the inside, and is logged once."""
+
+    async def scene(server, asking):
+        with structlog.testing.capture_logs() as lines:
+            return await asking("/v1/classify", body=RED), lines
+
+    (reply, lines), _ = serve(models, scene, wrap=lambda model: Failing(model, error))
+    assert (reply.error, reply.json["error"]["message"]) == (status, text)
+    assert reply.headers.get("retry-after") == ("3" if status[0] == 429 else None)
+    assert sum("exc_info" in line for line in lines) == (status[0] == 500)
+
+
+class Held:
+    """A model that answers only after `let_go`; `taken` is set when it has a picture in hand."""
+
+    def __init__(self):
+        self.taken, self.let_go = threading.Event(), threading.Event()
+
+    def around(self, model):
+        run = model._batcher._run
+
+        def waiting(rows):
+            self.taken.set()
+            assert self.let_go.wait(20)
+            return run(rows)
+
+        model._batcher._run = waiting
+        return model
+
+
+def test_the_pictures_of_a_caller_who_goes_away_leave_the_queue(models):
+    """One instance is held; the second caller closes the connection: its picture is never run."""
+    held = Held()
+
+    async def scene(server, asking):
+        first = asyncio.create_task(asking("/v1/classify", body=RED))
+        await asyncio.to_thread(held.taken.wait, 20)
+        _, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        head = f"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: {len(RED)}\r\n\r\n"
+        writer.write(head.encode() + RED)
+        queued = server._dispatcher.catalogue.find()._batcher
+        await until(lambda: queued.queued_items)
+        writer.close()
+        await until(lambda: server._dispatcher._active == 1)
+        held.let_go.set()
+        return (await first).status
+
+    status, value = serve(models, scene, wrap=held.around)
+    assert status == 200
+    assert value("calotype_requests_total", {"door": "http", "model": "colours", "status": "CANCELLED"}) == 1
+    assert value("calotype_rejected_total", {"model": "colours", "version": "1", "reason": "cancelled"}) == 1
+
+
+def test_a_deadline_is_kept(models):
+    """timeout_ms passes while another picture holds the instance: 504, and it is never run."""
+    held = Held()
+
+    async def scene(server, asking):
+        first = asyncio.create_task(asking("/v1/classify", body=RED))
+        await asyncio.to_thread(held.taken.wait, 20)
+        second = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
+        queued = server._dispatcher.catalogue.find()._batcher
+        await until(lambda: queued.queued_items and queued._is_late(queued._ready[0].ticket))
+        held.let_go.set()
+        await first
+        return (await second).error
+
+    assert serve(models, scene, wrap=held.around)[0] == (504, "DEADLINE_EXCEEDED")
+
+
+def test_readiness_follows_the_life_of_the_server(models):
+    """Alive but not ready while loading and while draining; what is under way then gets its answer."""
+    held = Held()
+
+    async def scene():
+        metrics = Metrics()
+        catalogue = Catalogue(models, lambda folder: held.around(load_model(folder, SETTINGS, metrics=metrics)))
+        server = Server(catalogue, replace(SETTINGS, lame_duck_s=0.2), metrics=metrics)
+        await server.startup()
+
+        async def status(path, **fields):
+            return (await asyncio.to_thread(ask, server.http_port, path, **fields)).status
+
+        assert (await status("/healthz"), await status("/readyz")) == (200, 503)
+        await server.say_serving()
+        assert await status("/readyz") == 200
+        last = asyncio.create_task(status("/v1/classify", body=RED))
+        await asyncio.to_thread(held.taken.wait, 20)
+        stopping = asyncio.create_task(server.shutdown())
+        await asyncio.sleep(0)
+        assert (await status("/healthz"), await status("/readyz")) == (200, 503)
+        held.let_go.set()
+        assert await last == 200
+        await stopping
+        with pytest.raises(OSError, match="refused"):
+            await status("/healthz")
+
+    asyncio.run(scene())
+
+
+def test_request_ids_are_kept_or_made_and_logged(models):
+    """Over both doors; what could forge a log line is replaced; pictures are not logged."""
+
+    async def scene(server, asking):
+        with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+            mine = await asking("/v1/classify", body=RED, headers={"x-request-id": "order-7"})
+            forged = await asking("/v1/classify", body=b"", headers={"x-request-id": "a b\tlevel=error"})
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                stub = classifier_pb2_grpc.ClassifierStub(channel)
+                call = stub.Classify(pb.ClassifyRequest(images=[RED]), metadata=(("x-request-id", "order-8"),))
+                trailers = await call.trailing_metadata()
+                stream = stub.ClassifyStream([pb.ClassifyRequest(images=[RED])])
+                assert [answer.model async for answer in stream] == ["colours"]
+                streamed = await stream.trailing_metadata()
+        return mine, forged, dict(trailers), dict(streamed), lines
+
+    (mine, forged, trailers, streamed, lines), _ = serve(models, scene)
+    assert (mine.headers["x-request-id"], trailers["x-request-id"]) == ("order-7", "order-8")
+    assert len(forged.headers["x-request-id"]) == len(streamed["x-request-id"]) == 16
+    told = [(line["request_id"], line["door"], line["status"], line["log_level"]) for line in lines]
+    assert told == [
+        ("order-7", "http", "OK", "debug"),
+        (forged.headers["x-request-id"], "http", "INVALID_ARGUMENT", "warning"),
+        ("order-8", "classifier.v1", "OK", "debug"),
+        (streamed["x-request-id"], "classifier.v1", "OK", "debug"),
+    ]
+    assert "PNG" not in repr(lines)
+
+
+def test_a_refused_rpc_keeps_its_id_beside_the_push_back(models):
+    """Both are trailers."""
+
+    async def scene(server, asking):
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)]
+        ) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await classifier_pb2_grpc.ClassifierStub(channel).Classify(
+                    pb.ClassifyRequest(images=[RED]), metadata=(("x-request-id", "order-9"),)
+                )
+        return dict(caught.value.trailing_metadata())
+
+    trailers, _ = serve(models, scene, wrap=lambda model: Failing(model, QueueFullError("9 items wait")))
+    assert (trailers["x-request-id"], "grpc-retry-pushback-ms" in trailers) == ("order-9", True)
+
+
+def test_models_are_listed(running):
+    """What the page needs to know, and nothing of the folder."""
+    (model,) = ask(running, "/v1/models").json["models"]
+    assert (model["name"], model["version"], model["state"]) == ("colours", "1", "READY")
+    assert (model["labels"], model["provider"], model["precision"]) == (list(tiny_bundle.LABELS), "cpu", "fp32")
+
+
+def test_every_answer_forbids_what_it_does_not_need(running):
+    """The page may load from itself alone; nothing may frame anything, sniff it, or learn where a reader came from."""
+    for path in ("/", "/page.js", "/page.css", "/icon.svg", "/metrics", "/nowhere"):
+        headers = ask(running, path).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'")
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        assert "server" not in headers
+
+
+def test_a_taken_port_is_one_line(models, running):
+    """And the process ends."""
+    assert "cannot listen there for HTTP; choose another --http-address, or off" in refusal(
+        models, "--http-address", f":{running}"
+    )

@@ -1,0 +1,146 @@
+"""The page in headless Chromium, before a real server: choose, drop, paste, errors, keyboard, phone, light and dark."""
+
+import os
+
+import pytest
+import tiny_bundle
+from playwright.sync_api import expect
+from test_process import port, process
+
+from tests.browser import visit
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=20_000)  # milliseconds: a busy machine is no failure
+
+_DATA = """([bytes, name]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+  const %s
+}"""
+_DROP = (
+    _DATA % 'event = new DragEvent("drop", { dataTransfer: data, bubbles: true }); document.body.dispatchEvent(event);'
+)
+_PASTE = _DATA % 'event = new ClipboardEvent("paste", { clipboardData: data }); document.dispatchEvent(event);'
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """A server of two models."""
+    models = tmp_path_factory.mktemp("served")
+    for name in ("colours", "shades"):
+        tiny_bundle.write(models, name=name)
+    with process(models, "--http-address", ":0") as started:
+        yield f"http://127.0.0.1:{port(started, 'http_port')}/"
+
+
+def upload(label, *, name=None, data=None):
+    content = tiny_bundle.picture(label, size=(480, 400)) if data is None else data
+    return {"name": name or f"{label}.png", "mimeType": "image/png", "buffer": content}
+
+
+def cards(page):
+    return page.locator(".card")
+
+
+def keep(page, name):
+    """Write a picture of the page where CALOTYPE_SCREENSHOTS names a folder: a person should look at it."""
+    if folder := os.environ.get("CALOTYPE_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_pictures_are_answered_quietly_in_both_schemes_at_any_width(browser, url, width, scheme):
+    """Labels, bars, time and version; a bad one in words. No message, no foreign request, no sideways scrolling."""
+    with visit(browser, url, width=width, scheme=scheme) as seen:
+        page = seen.page
+        long_name = "a-very-long-file-name-without-any-space-" * 4 + ".png"
+        files = [upload("red", name=long_name), upload("green"), upload("blue", name="notes.png", data=b"no picture")]
+        page.locator("#files").set_input_files(files)
+        expect(page.locator(".bars")).to_have_count(2)
+        expect(page.locator(".wrong")).to_have_text("This is not a picture.")
+        expect(page.locator("#status")).to_have_text("")
+        red = cards(page).filter(has_text="a-very-long")
+        expect(red.locator(".bars li").first).to_have_text("red93.5 %")
+        expect(red.locator(".facts")).to_contain_text("ms in the server) · colours, version 1")
+        assert red.locator("img").evaluate("image => image.naturalWidth") == 480
+        expect(cards(page).filter(has_text="notes.png").locator(".nothumb")).to_be_visible()
+        page.evaluate("() => Promise.all(document.getAnimations().map((one) => one.finished))")
+        shares = red.locator(".bars li").first.evaluate("row => row.querySelector('i').offsetWidth / row.offsetWidth")
+        assert shares == pytest.approx(0.935, abs=0.01)
+        assert seen.console == []
+        assert all(asked.startswith((url, f"blob:{url}")) for asked in seen.requests)
+        assert seen.overflow_px() <= 0
+        assert seen.worst_contrast() > (4.5, "")
+        keep(page, f"page-{scheme}-{width}")
+
+
+def test_dropped_and_pasted_pictures_are_answered(browser, url):
+    """A drop anywhere; a paste, which has no file to name it; and a drop of text says so."""
+    with visit(browser, url) as seen:
+        page = seen.page
+        page.evaluate(_DROP, [list(tiny_bundle.picture("green")), "dropped.png"])
+        expect(cards(page).filter(has_text="dropped.png").locator(".bars li").first).to_contain_text("green")
+        page.evaluate(_PASTE, [list(tiny_bundle.picture("blue")), "pasted.png"])
+        expect(cards(page).first.locator(".bars li").first).to_contain_text("blue")
+        page.evaluate(
+            "() => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: new DataTransfer() }))"
+        )
+        expect(page.locator("#status")).to_have_text("There is no picture in the clipboard.")
+        assert seen.console == []
+
+
+def test_everything_is_reached_with_the_keyboard(browser, url):
+    """Tab to the model and the button, Enter opens the file chooser."""
+    with visit(browser, url) as seen:
+        page = seen.page
+        expect(page.locator("#chooser")).to_be_visible()
+        page.keyboard.press("Tab")
+        assert page.evaluate("() => document.activeElement.id") == "model"
+        page.keyboard.press("ArrowDown")
+        expect(page.locator("#about")).to_contain_text("shades, version 1, tells 3 things apart: blue, green, red")
+        page.keyboard.press("Tab")
+        assert page.evaluate("() => document.activeElement.id") == "choose"
+        with page.expect_file_chooser() as chosen:
+            page.keyboard.press("Enter")
+        chosen.value.set_files([upload("red")])
+        expect(cards(page).locator(".facts")).to_contain_text("shades, version 1")
+
+
+def test_a_label_or_file_name_never_becomes_markup(browser, url):
+    """Names are shown as they are."""
+    with visit(browser, url) as seen:
+        name = "<img src=x onerror=alert(1)>.png"
+        seen.page.locator("#files").set_input_files([upload("red", name=name)])
+        expect(seen.page.locator(".card h2")).to_have_text(name)
+        assert seen.page.locator(".card h2 img").count() == 0
+        assert seen.console == []
+
+
+def test_a_phone_offers_its_camera(browser, url):
+    """Where the pointer is a finger; the buttons are then large enough for one."""
+    phone = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = phone.new_page()
+    page.goto(url)
+    expect(page.locator("#take")).to_be_visible()
+    assert page.locator("#camera").get_attribute("capture") == "environment"
+    assert min(page.locator("button:visible").evaluate_all("all => all.map((one) => one.offsetHeight)")) >= 44
+    keep(page, "page-phone")
+    phone.close()
+
+
+def test_a_server_that_is_gone_is_said_in_words_and_can_be_tried_again(browser, tmp_path):
+    """The picture stays; the second try succeeds."""
+    tiny_bundle.write(tmp_path)
+    with (
+        process(tmp_path, "--http-address", ":0") as started,
+        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
+    ):
+        page = seen.page
+        expect(page.locator("#about")).to_contain_text("colours")
+        page.context.set_offline(True)
+        page.locator("#files").set_input_files([upload("red")])
+        expect(page.locator(".wrong")).to_contain_text("did not answer")
+        page.context.set_offline(False)
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator(".bars li").first).to_contain_text("red")
