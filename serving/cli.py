@@ -1,4 +1,4 @@
-"""The commands of the service: run, classify, bench, health. Results to stdout, logs to stderr.
+"""The commands of the service: run, classify, bench, top, health. Results to stdout, logs to stderr.
 
 Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wrong.
 """
@@ -7,6 +7,7 @@ import asyncio
 import json
 import math
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ from serving import bench as benchmark
 from serving.client import DEFAULT_ADDRESS, Classification, Client
 from serving.errors import ClientError, ServingError, StartupError
 from serving.settings import ServerSettings
+from serving.top import DEFAULT_HTTP_ADDRESS
 
 app = typer.Typer(
     help="Serve image classifiers over gRPC.",
@@ -110,6 +112,25 @@ def bench(
     _print_json(_without_nan(asdict(measured))) if as_json else _print_measurement(measured)
     if measured.errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def top(
+    address: Annotated[
+        str, typer.Option(help="Read the metrics at this host:port, of HTTP.", envvar="CALOTYPE_HTTP")
+    ] = DEFAULT_HTTP_ADDRESS,
+    *,
+    every: Annotated[float, typer.Option(help="Look again after so many s.", min=0.1)] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one view of all since the start, and end.")] = False,
+) -> None:
+    """Watch a running server: throughput, latencies, queue, batches, refusals."""
+    from serving import top as view
+
+    if once:
+        Console().print(view.frame(address, view.since_start(view.read(address))))
+        return
+    with suppress(KeyboardInterrupt):
+        view.watch(address, every_s=every, console=Console())
 
 
 @app.command()

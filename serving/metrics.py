@@ -4,11 +4,21 @@ One registry a server, not the library's global one. Knows no network: a door co
 heard through `ModelMetrics`.
 """
 
+import platform
 from collections.abc import Callable
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
+from bundle import __version__
 from serving.batcher import Closing, Observer
 
 MAX_COUNTED_LABELS: Final = 1000  # a model with more classes is counted without their names: each is a time series
@@ -19,12 +29,17 @@ _MODEL: Final = ("model", "version")
 
 Stage = Literal["decode", "preprocess"]
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside every series, which nobody reads
+
 
 class Metrics:
     """Every metric, by name; `model` binds those of one version."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
+        ProcessCollector(registry=registry)  # CPU, memory, descriptors, start time
+        build = Info("calotype_build", "Which server this is.", registry=registry)
+        build.info({"version": __version__, "python": platform.python_version()})
         self.requests = Counter(
             "calotype_requests", "Requests by outcome.", ("door", "model", "status"), registry=registry
         )

@@ -1,0 +1,225 @@
+"""A live view of a running server in the terminal, from its /metrics: rates, latencies, queue, batches, models.
+
+Rates and quantiles are those of the time between two readings; of a single reading, those since the server's start.
+"""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from serving.errors import ClientError
+
+DEFAULT_HTTP_ADDRESS: Final = "localhost:8080"
+_MAX_BYTES: Final = 64 * 2**20
+_TIMEOUT_S: Final = 5
+_STAGES: Final = ("request", "queue", "decode", "preprocess", "inference")
+
+Key = tuple[str, frozenset[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All samples of one moment."""
+
+    at_s: float  # seconds since 1970
+    samples: Mapping[Key, float]
+
+    def total(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of that name that have these labels."""
+        wanted = set(labels.items())
+        return sum(value for (found, given), value in self.samples.items() if found == name and wanted <= given)
+
+    def values(self, name: str, label: str) -> list[str]:
+        """Return the values that a label has in a metric, sorted."""
+        return sorted({dict(given)[label] for found, given in self.samples if found == name and label in dict(given)})
+
+
+@dataclass(frozen=True)
+class Span:
+    """What happened between two readings."""
+
+    before: Reading
+    after: Reading
+
+    def rate(self, name: str, **labels: str) -> float:
+        """Return a counter's growth a second."""
+        seconds = self.after.at_s - self.before.at_s
+        return self.growth(name, **labels) / seconds if seconds > 0 else nan
+
+    def growth(self, name: str, **labels: str) -> float:
+        """Return a counter's growth; after a restart of the server, all of it."""
+        before, after = self.before.total(name, **labels), self.after.total(name, **labels)
+        return after - before if after >= before else after
+
+    def mean(self, name: str, **labels: str) -> float:
+        """Return the mean of a histogram's new observations; NaN of none."""
+        count = self.growth(f"{name}_count", **labels)
+        return self.growth(f"{name}_sum", **labels) / count if count else nan
+
+    def quantile(self, name: str, share: float, **labels: str) -> float:
+        """Return a quantile of a histogram's new observations, by linear interpolation as in PromQL; NaN of none."""
+        bounds = sorted(self.after.values(f"{name}_bucket", "le"), key=float)
+        below = {float(bound): self.growth(f"{name}_bucket", le=bound, **labels) for bound in bounds}
+        wanted = share * below.get(inf, 0.0)
+        low, count_low = 0.0, 0.0
+        for bound, count in below.items():
+            if count >= wanted > 0:
+                return low if bound == inf else low + (bound - low) * (wanted - count_low) / (count - count_low)
+            low, count_low = bound, count
+        return nan
+
+
+def read(address: str) -> Reading:
+    """Read the metrics of the server at an HTTP host:port. Raises ClientError."""
+    url = f"http://{address}/metrics"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+            text = answer.read(_MAX_BYTES).decode()
+        return parse(text, at_s=time.time())
+    except (OSError, ValueError) as error:  # urllib's own errors are OSErrors
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise ClientError(
+            f"{address}: found no metrics ({reason}); name the server's --http-address", status="UNAVAILABLE"
+        ) from error
+
+
+def parse(text: str, *, at_s: float) -> Reading:
+    """Return the samples of a text in Prometheus' format. Raises ValueError."""
+    samples: dict[Key, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples[sample.name, frozenset(sample.labels.items())] = sample.value
+    return Reading(at_s, samples)
+
+
+def since_start(reading: Reading) -> Span:
+    """Return the span from the server's start to a reading."""
+    return Span(Reading(reading.total("process_start_time_seconds"), {}), reading)
+
+
+def watch(address: str, *, every_s: float, console: Console, pause: Callable[[float], None] = time.sleep) -> None:
+    """Show the server until Ctrl-C. Raises ClientError where it is not there at first; later gaps are told."""
+    before = read(address)
+    with Live(frame(address, since_start(before)), console=console, auto_refresh=False, screen=True) as live:
+        while True:
+            pause(every_s)
+            try:
+                after = read(address)
+            except ClientError as error:
+                live.update(str(error), refresh=True)
+                continue
+            live.update(frame(address, Span(before, after)), refresh=True)
+            before = after
+
+
+def frame(address: str, span: Span) -> RenderableType:
+    """Draw one view of a span."""
+    now = span.after
+    head = (
+        f"[bold]{address}[/bold]  Calotype {', '.join(now.values('calotype_build_info', 'version'))}"
+        f"  up {_duration(now.at_s - now.total('process_start_time_seconds'))}"
+        f"  CPU {100 * span.rate('process_cpu_seconds_total'):.0f} %"
+        f"  memory {now.total('process_resident_memory_bytes') / 2**20:.0f} MB"
+        f"  descriptors {now.total('process_open_fds'):.0f}"
+    )
+    parts = [_requests(span), _stages(span), _batches(span), _refusals(span)]
+    return Group(head, _models(span), Columns(parts, padding=(0, 2)))
+
+
+def _models(span: Span) -> Table:
+    table = _table("models", "model", "version", "variant", "provider", "pictures/s", "waiting", "p50 ms", "p99 ms")
+    for name, version in _pairs(span.after, "calotype_model_info"):
+        of = {"model": name, "version": version}
+        rows = [dict(given) for found, given in span.after.samples if found == "calotype_model_info"]
+        info = next(row for row in rows if row["model"] == name and row["version"] == version)
+        table.add_row(
+            name,
+            version,
+            info["variant"],
+            info["provider"],
+            f"{span.rate('calotype_pictures_total', **of):.1f}",
+            f"{span.after.total('calotype_queue_pictures', **of):.0f}",
+            *(_ms(span.quantile("calotype_request_seconds", share, model=name)) for share in (0.5, 0.99)),
+        )
+    return table
+
+
+def _requests(span: Span) -> Table:
+    rows = (
+        (door, status, f"{span.rate('calotype_requests_total', door=door, status=status):.1f}")
+        for door in span.after.values("calotype_requests_total", "door")
+        for status in span.after.values("calotype_requests_total", "status")
+        if span.growth("calotype_requests_total", door=door, status=status)
+    )
+    return _filled(_table("requests", "door", "status", "per s"), rows)
+
+
+def _stages(span: Span) -> Table:
+    rows = (
+        (stage, *(_ms(span.quantile(f"calotype_{stage}_seconds", share)) for share in (0.5, 0.99))) for stage in _STAGES
+    )
+    return _filled(_table("stages", "stage", "p50 ms", "p99 ms"), rows)
+
+
+def _batches(span: Span) -> Table:
+    rows = (
+        (closing, f"{span.rate('calotype_batch_size_count', closing=closing):.1f}", f"{size:.2f}")
+        for closing in span.after.values("calotype_batch_size_count", "closing")
+        if (size := span.mean("calotype_batch_size", closing=closing)) == size
+    )
+    return _filled(_table("batches", "closed", "per s", "pictures"), rows)
+
+
+def _refusals(span: Span) -> Table:
+    refused = (
+        (f"refused: {reason}", span.rate("calotype_rejected_total", reason=reason))
+        for reason in span.after.values("calotype_rejected_total", "reason")
+    )
+    unread = (
+        (f"unread: {outcome}", span.rate("calotype_pictures_total", outcome=outcome))
+        for outcome in span.after.values("calotype_pictures_total", "outcome")
+        if outcome != "OK"
+    )
+    rows = ((text, f"{rate:.2f}") for text, rate in (*refused, *unread) if rate)
+    return _filled(_table("not answered", "pictures", "per s"), rows)
+
+
+def _pairs(reading: Reading, name: str) -> list[tuple[str, str]]:
+    labels = [dict(given) for found, given in reading.samples if found == name]
+    return sorted((one["model"], one["version"]) for one in labels)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        is_figure = column.endswith(("ms", "per s", "/s", "waiting")) or (title, column) == ("batches", "pictures")
+        table.add_column(column, justify="right" if is_figure else "left")
+    return table
+
+
+def _filled(table: Table, rows: Iterable[tuple[str, ...]]) -> Table:
+    for row in rows:
+        table.add_row(*row)
+    if not table.row_count:
+        table.add_row(*("-" for _ in table.columns))
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}" if seconds == seconds else "-"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,129 @@
+"""The Grafana dashboard asks only for what a real server exports, and `serving top` shows it."""
+
+import asyncio
+import json
+import re
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import tiny_bundle
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from test_client_and_cli import command
+from test_http import RED, Held, form, serve, until
+from test_process import port, process
+
+from serving.top import Span, frame, parse, since_start
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
+OF_THE_SCRAPE = {"job", "instance"}  # Prometheus itself adds these
+METRIC = re.compile(r"\b((?:calotype|process)_[a-z_]+)\b(?:\{([^}]*)\})?")
+GROUPING = re.compile(r"\bby \(([^)]*)\)")
+NAMES = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=)")
+
+
+def queries(node):
+    """Every PromQL text of the dashboard, wherever it stands."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("expr", "definition") and isinstance(value, str):
+                yield value
+            yield from queries(value)
+    elif isinstance(node, list):
+        for one in node:
+            yield from queries(one)
+
+
+def asked(query):
+    """Pairs of a metric's name and the labels that the query wants of it."""
+    grouped = {label.strip() for labels in GROUPING.findall(query) for label in labels.split(",")}
+    if listed := re.fullmatch(r"label_values\(.*, (\w+)\)", query):
+        grouped = {listed[1]}
+    for name, matchers in METRIC.findall(query):
+        yield name, (grouped | set(NAMES.findall(matchers))) - OF_THE_SCRAPE
+
+
+@pytest.fixture(scope="module")
+def exposition(tmp_path_factory):
+    """What a server exports that has answered, failed to read, and dropped pictures."""
+    models = tmp_path_factory.mktemp("served")
+    tiny_bundle.write(models)
+    held = Held()
+
+    async def scene(server, asking):
+        first = asyncio.create_task(asking("/v1/classify", body=RED))
+        await asyncio.to_thread(held.taken.wait, 20)
+        late = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
+        queued = server._dispatcher.catalogue.find()._batcher
+        await until(lambda: queued.queued_items and queued._is_late(queued._ready[0].ticket))
+        held.let_go.set()
+        await asyncio.gather(first, late)
+        await asking("/v1/classify", **form(RED, b"no picture", tiny_bundle.picture("blue")))
+        return (await asking("/metrics")).text
+
+    return serve(models, scene, wrap=held.around)[0]
+
+
+def test_every_query_of_the_dashboard_is_exported(exposition):
+    """Each metric's name with each label it is filtered or grouped by."""
+    exported = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            exported.setdefault(sample.name, set()).update(sample.labels)
+    wanted = [pair for query in queries(json.loads(DASHBOARD.read_text())) for pair in asked(query)]
+    assert len(wanted) > 30
+    assert [name for name, _ in wanted if name not in exported] == []
+    assert [(name, labels - exported[name]) for name, labels in wanted if labels - exported[name]] == []
+
+
+def test_the_dashboard_shows_every_metric_of_the_server(exposition):
+    """None is exported that nobody looks at."""
+    shown = {name for query in queries(json.loads(DASHBOARD.read_text())) for name, _ in asked(query)}
+    families = {family.name for family in text_string_to_metric_families(exposition)}
+    ours = {name for name in families if name.startswith("calotype_")}
+    assert [name for name in ours if not any(one.startswith(name) for one in shown)] == []
+
+
+def test_names_follow_the_conventions_of_prometheus(exposition):
+    """Counters end in _total, times are seconds, sizes bytes; everything has a help text; negotiation works."""
+    for family in text_string_to_metric_families(exposition):
+        assert family.documentation, family.name
+        assert not re.search(r"_(ms|milliseconds|mb|count|total)$", family.name.removesuffix("_total"))
+        if family.type == "counter":
+            assert all(sample.name.endswith("_total") for sample in family.samples)
+
+
+def test_top_draws_what_the_server_did(exposition):
+    """Rates and quantiles of a span; the pictures that were not answered, by reason."""
+    console = Console(width=140, file=StringIO())
+    console.print(frame("here:8080", since_start(parse(exposition, at_s=2e9))))
+    text = console.file.getvalue()
+    for wanted in ("here:8080  Calotype", "colours", "unread: NOT_AN_IMAGE", "refused: deadline", "DEADLINE_EXCEEDED"):
+        assert wanted in text
+
+
+def test_top_takes_quantiles_of_the_new_observations_alone():
+    """By hand: ten observations between two readings, five up to 1 s and five from 1 to 2 s."""
+    names = ('a_bucket{{le="1"}}', 'a_bucket{{le="2"}}', 'a_bucket{{le="+Inf"}}', "a_sum", "a_count")
+    text = "# TYPE a histogram\n" + "".join(f"{name} {{}}\n" for name in names)
+    before, after = (
+        parse(text.format(100, 100, 100, 50, 100), at_s=0),
+        parse(text.format(105, 110, 110, 62, 110), at_s=5),
+    )
+    span = Span(before, after)
+    assert span.quantile("a", 0.5) == pytest.approx(1.0)
+    assert span.quantile("a", 0.9) == pytest.approx(1.8)
+    assert (span.mean("a"), span.rate("a_count")) == (pytest.approx(1.2), 2)
+    restarted = Span(after, before)
+    assert restarted.growth("a_count") == 100
+
+
+def test_top_once_prints_a_running_server(models):
+    """One view, exit 0; where nobody listens one line, exit 1."""
+    with process(models, "--http-address", ":0") as started:
+        done = command("top", "--address", f"127.0.0.1:{port(started, 'http_port')}", "--once")
+    assert (done.returncode, "colours" in done.stdout) == (0, True)
+    gone = command("top", "--address", "127.0.0.1:1", "--once")
+    assert gone.returncode == 1
+    assert len(gone.stderr.splitlines()) == 1
