@@ -205,7 +205,7 @@ def test_the_unforeseen_tells_nothing(models):
 
 def test_compressed_requests_are_read_and_their_bombs_refused(models):
     """gzip and deflate; the limit of a message holds for what it unpacks to."""
-    small = ServerSettings(address="127.0.0.1:0", max_message_bytes=2**20)
+    small = ServerSettings(address="127.0.0.1:0", http_address="off", max_message_bytes=2**20)
     bomb = request("red")
     bomb.raw_input_contents[0] = bytes(2**22)
 
@@ -254,7 +254,7 @@ def test_ready_only_while_serving(models):
     """Live at once; ready after the models are proved, and no longer when the shutdown begins."""
     is_loading, may_load = threading.Event(), threading.Event()
     metrics = Metrics()
-    settings = ServerSettings(address="127.0.0.1:0", lame_duck_s=20)
+    settings = ServerSettings(address="127.0.0.1:0", http_address="off", lame_duck_s=20)
 
     def load(folder):
         is_loading.set()
