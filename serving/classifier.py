@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
@@ -27,12 +27,22 @@ from serving.metrics import MAX_COUNTED_LABELS, Metrics, ModelMetrics
 from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
 from serving.settings import ServerSettings
+from serving.stages import PictureStages
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Payload = bytes | Picture  # encoded, or already model input
 Probabilities = NDArray[np.float64]  # (C,)
-PictureBatcher = Batcher[Payload, Picture, Probabilities]
 _DEFAULT_TOP_K: Final = 5
+
+
+class Job(NamedTuple):
+    """A picture on its way; `stages` where it is traced."""
+
+    image: Payload
+    stages: PictureStages | None = None
+
+
+PictureBatcher = Batcher[Job, Job, Probabilities]
 
 log = structlog.get_logger(__name__)
 
@@ -53,16 +63,24 @@ class ServedModel:
         self._batcher.start()
         self._metrics.on_ready(queued=lambda: self._batcher.queued_items, **self._identity())
 
-    def submit(self, images: Sequence[Payload], *, deadline: float | None = None) -> list[Future[Probabilities]]:
+    def submit(
+        self,
+        images: Sequence[Payload],
+        *,
+        deadline: float | None = None,
+        stages: Sequence[PictureStages] | None = None,
+    ) -> list[Future[Probabilities]]:
         """Admit all pictures or none; each future gets (C,) probabilities, or the picture's own ImageError.
 
-        A picture is encoded bytes, or uint8 (crop_px, crop_px, 3). `deadline` is a time of time.monotonic(). Raises
-        InvalidRequestError, QueueFullError, DeadlineExceededError or NotReadyError.
+        A picture is encoded bytes, or uint8 (crop_px, crop_px, 3). `deadline` is a time of time.monotonic(). `stages`
+        gets the times of each picture. Raises InvalidRequestError, QueueFullError, DeadlineExceededError or
+        NotReadyError.
         """
         self._check_shapes(images)
         sizes = [len(image) if isinstance(image, bytes) else image.nbytes for image in images]
         try:
-            return self._batcher.submit(images, sizes_bytes=sizes, deadline=deadline)
+            jobs = [Job(*pair) for pair in zip(images, stages or (None,) * len(images), strict=True)]
+            return self._batcher.submit(jobs, sizes_bytes=sizes, deadline=deadline)
         except (QueueFullError, DeadlineExceededError) as error:
             self._metrics.on_reject("queue" if isinstance(error, QueueFullError) else "deadline", count=len(images))
             raise
@@ -179,10 +197,12 @@ class _Steps:
         self._metrics = metrics
         self._counts_labels = len(self._contract.labels) <= MAX_COUNTED_LABELS
 
-    def prepare(self, image: Payload) -> Picture:
+    def prepare(self, job: Job) -> Job:
         """Decode and preprocess, as `bundle.preprocess.load_input` does, with a watch on both."""
+        image, stages = job
+        start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
         if not isinstance(image, bytes):
-            return image
+            return job
         spec, started = self._contract.preprocess, time.perf_counter()
         try:
             picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
@@ -190,14 +210,23 @@ class _Steps:
             self._metrics.on_image_error(error.code)
             raise
         decoded = time.perf_counter()
+        if stages:
+            start_ns = stages.end("decode", start_ns=start_ns)
         row = to_input(picture, spec)
         self._metrics.on_stage("decode", seconds=decoded - started)
         self._metrics.on_stage("preprocess", seconds=time.perf_counter() - decoded)
-        return row
+        if stages:
+            stages.end("preprocess", start_ns=start_ns)
+        return Job(row, stages)
 
-    def run(self, pictures: Sequence[Picture]) -> Sequence[Probabilities]:
+    def run(self, jobs: Sequence[Job]) -> Sequence[Probabilities]:
         """Return (C,) probabilities for each picture."""
-        rows = list(probabilities(self._model.run(np.stack(pictures)), temperature=self._contract.temperature))
+        start_ns = time.time_ns()
+        pictures = np.stack([np.asarray(job.image) for job in jobs])
+        rows = list(probabilities(self._model.run(pictures), temperature=self._contract.temperature))
+        for job in jobs:
+            if job.stages:
+                job.stages.end("inference", start_ns=start_ns)
         for row in rows:
             best = int(row.argmax())
             label = self._contract.labels[best] if self._counts_labels else None

@@ -7,7 +7,8 @@ where it was refused. Knows neither grpc nor HTTP nor onnxruntime.
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from serving.catalogue import Catalogue
 from serving.classifier import Payload, Probabilities, ServedModel
 from serving.errors import InvalidRequestError, status_name
 from serving.metrics import Metrics
+from serving.stages import RequestTrace, Tracing
 
 Door = Literal["classifier.v1", "inference", "http"]
 
@@ -35,10 +37,13 @@ class Answers:
 class Dispatcher:
     """One for all doors of a server. `idle` is set while no request is being answered."""
 
-    def __init__(self, catalogue: Catalogue, *, max_images_per_request: int, metrics: Metrics) -> None:
+    def __init__(
+        self, catalogue: Catalogue, *, max_images_per_request: int, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
         self.catalogue = catalogue
         self._max_images = max_images_per_request
         self._metrics = metrics
+        self._tracing = tracing
         self._active = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -57,12 +62,15 @@ class Dispatcher:
         An empty model means the only or default one, an empty version the newest ready. Raises the errors of
         `errors.STATUS`. When the call is cancelled, its pictures leave the queue.
         """
-        with self._counted(door, picture_count=len(images)) as names:
+        count = len(images)
+        traced = self._tracing.request(door, picture_count=count) if self._tracing else nullcontext()
+        with self._counted(door, picture_count=count) as names, traced as trace:
             self._check(images, version)
             served = self.catalogue.find(model, version)
             names.append(served.contract.name)
             deadline = None if time_left_s is None else time.monotonic() + time_left_s
-            waiting = [asyncio.wrap_future(future) for future in served.submit(images, deadline=deadline)]
+            futures = _submit(served, images, deadline=deadline, trace=trace)
+            waiting = [asyncio.wrap_future(future) for future in futures]
             try:
                 outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             finally:
@@ -110,6 +118,15 @@ class Dispatcher:
             )
         if version and not (version.isascii() and version.isdigit()):
             raise InvalidRequestError(f"version: found {version[:32]!r}, wanted a positive integer, or nothing")
+
+
+def _submit(
+    served: ServedModel, images: Sequence[Payload], *, deadline: float | None, trace: RequestTrace | None
+) -> list[Future[Probabilities]]:
+    if trace is None:
+        return served.submit(images, deadline=deadline)
+    trace.answered_by(served.contract.name, version=served.contract.version)
+    return served.submit(images, deadline=deadline, stages=trace.watch(len(images)))
 
 
 def _expected(outcome: Probabilities | BaseException) -> Probabilities | ImageError:

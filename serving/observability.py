@@ -16,6 +16,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
+from serving.stages import Tracing
+
 HEADER: Final = "x-request-id"
 _GOOD_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a log line
 _SECURITY_HEADERS: Final = {
@@ -42,8 +44,9 @@ def request_id(given: str) -> str:
 class Envelope:
     """Around an ASGI application: the id, the security headers, and no exception beyond this point."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, tracing: Tracing | None = None) -> None:
         self._app = app
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -51,6 +54,8 @@ class Envelope:
         given = headers.get(HEADER.encode(), b"").decode("latin-1")
         identity = request_id(given)
         bind_contextvars(request_id=identity)
+        if self._tracing:
+            self._tracing.join({name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()})
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -69,7 +74,8 @@ class Envelope:
 class RequestIds(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
     """The same for rpcs: x-request-id among the metadata, and among the trailers of unary and streaming answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self._named: dict[str, Handler] = {}  # by rpc: as many as are registered
 
     async def intercept_service(
@@ -80,6 +86,8 @@ class RequestIds(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not g
         """Runs in the task that will run the rpc, so that what it binds is seen there."""
         metadata = handler_call_details.invocation_metadata or ()
         bind_contextvars(request_id=request_id(next((str(value) for name, value in metadata if name == HEADER), "")))
+        if self._tracing:
+            self._tracing.join({name: value for name, value in metadata if isinstance(value, str)})
         method = handler_call_details.method
         named = self._named.get(method)
         if named is None:

@@ -32,6 +32,7 @@ from serving.open_inference import InferenceService
 from serving.plan_search import Planner
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
+from serving.stages import Tracing
 
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -44,12 +45,17 @@ log = structlog.get_logger(__name__)
 class Server:
     """One server in one event loop: `startup`, then `shutdown`. `port` is the bound one after `startup`."""
 
-    def __init__(self, catalogue: Catalogue, settings: ServerSettings, *, metrics: Metrics) -> None:
+    def __init__(
+        self, catalogue: Catalogue, settings: ServerSettings, *, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
         self._catalogue = catalogue
         self._settings = settings
-        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(RequestIds(),))
+        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(RequestIds(tracing=tracing),))
         self._dispatcher = Dispatcher(
-            catalogue, max_images_per_request=settings.max_images_per_request, metrics=metrics
+            catalogue,
+            max_images_per_request=settings.max_images_per_request,
+            metrics=metrics,
+            tracing=tracing,
         )
         self._inference = InferenceService(
             self._dispatcher,
@@ -59,7 +65,7 @@ class Server:
         )
         self._is_serving = False
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
-        self._http = self._make_http(metrics)
+        self._http = self._make_http(metrics, tracing)
         self.port = 0
 
     @property
@@ -110,7 +116,7 @@ class Server:
         await self._http.stop(0)
         await asyncio.to_thread(self._catalogue.close, 0.0)
 
-    def _make_http(self, metrics: Metrics) -> HttpServer:
+    def _make_http(self, metrics: Metrics, tracing: Tracing | None) -> HttpServer:
         settings = self._settings
         limits = BodyLimits(
             max_bytes=settings.max_message_bytes,
@@ -119,7 +125,7 @@ class Server:
         )
         door = HttpDoor(self._dispatcher, metrics=metrics, limits=limits, is_ready=lambda: self._is_serving)
         address = http_address(settings.http_address, beside=settings.address)
-        return HttpServer(Envelope(door.app()), address, drain_s=settings.drain_s)
+        return HttpServer(Envelope(door.app(), tracing=tracing), address, drain_s=settings.drain_s)
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         ready = {entry.name for entry in self._catalogue.entries() if entry.state == "READY"}
@@ -141,7 +147,8 @@ async def _main(models: Path, settings: ServerSettings) -> None:
         lambda folder: load_model(folder, settings, metrics=metrics, planner=planner),
         default_model=settings.default_model,
     )
-    server = Server(catalogue, settings, metrics=metrics)
+    tracing = _start_tracing()
+    server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
     try:
         await server.startup()
     except BaseException:
@@ -159,7 +166,23 @@ async def _main(models: Path, settings: ServerSettings) -> None:
     await stop.wait()
     log.info("draining")
     await server.shutdown()
+    if tracing:
+        await asyncio.to_thread(tracing.close)
     log.info("stopped")
+
+
+def _start_tracing() -> Tracing | None:
+    """Return tracing where the environment names a collector for it."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not any(map(os.environ.get, names)) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    try:
+        from serving import tracing
+    except ImportError as error:
+        raise StartupError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but not OpenTelemetry; install calotype[otel]"
+        ) from error
+    return tracing.start()
 
 
 def _stop_on_signal() -> asyncio.Event:
