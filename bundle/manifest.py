@@ -91,9 +91,9 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Twin:
-    """A model file that is proved at export, but that the server does not run: TorchScript."""
+    """A model file that is proved at export, but that the server does not run."""
 
-    runtime: Literal["torchscript"]
+    runtime: Literal["torchscript", "torch.export", "portable"]
     file: FileName
     sha256: Sha256
 

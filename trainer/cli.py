@@ -92,12 +92,24 @@ def export(
     name: Annotated[str, typer.Option("--name", help="Name the model.")],
     to: Annotated[Path, typer.Option("--to", help="Write below this folder.")] = Path("models"),
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX; neither flag means both.")] = False,
-    torchscript: Annotated[bool, typer.Option("--torchscript", help="Write TorchScript.")] = False,
+    torchscript: Annotated[
+        bool, typer.Option("--torchscript", help="Write TorchScript and torch.export's .pt2.")
+    ] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Add one ONNX graph from any decoded picture to probabilities.")
+    ] = False,
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
 
-    exported = export_run(run, to, name, with_onnx=onnx or not torchscript, with_torchscript=torchscript or not onnx)
+    exported = export_run(
+        run,
+        to,
+        name,
+        with_onnx=onnx or not torchscript,
+        with_torchscript=torchscript or not onnx,
+        with_portable=portable,
+    )
     table = Table(
         "runtime", "pictures", "equal top-1", "largest difference", title=f"parity with torch on {exported.held_out}"
     )

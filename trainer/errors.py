@@ -6,6 +6,7 @@ CalotypeError (bundle.errors)
     ├── ConfigError           options that contradict each other or the backbone
     ├── WeightsError          pretrained weights that are not at hand
     ├── CheckpointError       a run folder that cannot be read or resumed
+    ├── ExportError           a network that cannot be written as asked
     ├── ParityError           an export whose runtimes disagree; nothing was written
     └── Interrupted           Ctrl-C while training; the last checkpoint is kept
 """
@@ -31,6 +32,10 @@ class WeightsError(TrainerError):
 
 class CheckpointError(TrainerError):
     """A run or checkpoint that cannot be read."""
+
+
+class ExportError(TrainerError):
+    """A network that cannot be written in the format that was asked for."""
 
 
 class ParityError(TrainerError):

@@ -1,30 +1,23 @@
-"""Write a run as the next version of a model: ONNX and TorchScript, golden pictures, manifest; only if all agree."""
+"""Write a run as the next version of a model: model files, golden pictures, manifest; only if all agree."""
 
 import datetime
 import importlib.metadata
-import io
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 import torch
 
 from bundle.golden import answers, replay
 from bundle.manifest import (
-    CONTRACT_KEY,
-    IMAGES,
-    LOGITS,
     Contract,
     GoldenPicture,
     Interval,
     Manifest,
     Twin,
     Variant,
-    contract_to_json,
 )
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import GOLDEN_FOLDER, Bundle, file_sha256, load_bundle, new_version, write_manifest
@@ -33,14 +26,15 @@ from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.checkpoint import Run
 from trainer.data import Picture, Side
+from trainer.errors import ConfigError
 from trainer.metrics import evaluate, fit_temperature
 from trainer.network import Deployed
+from trainer.onnx_graph import ONNX_FILE, write_onnx
+from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
 from trainer.proof import MAX_DIFFERENCE, MAX_LOGIT_DIFFERENCE, Parity, prove
 from trainer.session import restore_model
+from trainer.twins import write_exported_program, write_torchscript
 
-OPSET: Final = 18
-MAX_IR: Final = 10
-ONNX_FILE: Final = "model.onnx"
 GOLDEN_COUNT: Final = 8
 GOLDEN_TOLERANCE: Final = 10 * MAX_DIFFERENCE  # other CPUs round otherwise
 GOLDEN_LOGIT_TOLERANCE: Final = MAX_LOGIT_DIFFERENCE  # in units of the largest golden logit or 1
@@ -60,12 +54,21 @@ class Exported:
 
 
 def export(
-    run_folder: Path, models: Path, name: str, *, with_onnx: bool = True, with_torchscript: bool = True
+    run_folder: Path,
+    models: Path,
+    name: str,
+    *,
+    with_onnx: bool = True,
+    with_torchscript: bool = True,
+    with_portable: bool = False,
 ) -> Exported:
     """Write models/name/<next version>; raises ParityError, and then nothing is left behind.
 
-    Each format that is asked for is proved against torch. Only a version with ONNX can be served.
+    Each format that is asked for is proved against torch. Only a version with ONNX can be served, and only one can
+    have the portable graph: ConfigError. `with_torchscript` writes its successor, torch.export, beside it.
     """
+    if with_portable and not with_onnx:
+        raise ConfigError("--portable stands on the ONNX graph, found --torchscript alone; add --onnx")
     run = checkpoint.read_run(run_folder)
     _, tensors = checkpoint.load(run_folder, "best")
     model = restore_model(run, tensors).eval()
@@ -84,7 +87,12 @@ def export(
         )
         if with_onnx:
             write_onnx(model, contract, folder / ONNX_FILE)
-        twins = (write_torchscript(model, contract, folder / "model.torchscript.pt"),) if with_torchscript else ()
+        twins: tuple[Twin, ...] = ()
+        if with_torchscript:
+            twins += (write_torchscript(model, contract, folder / "model.torchscript.pt"),)
+            twins += (write_exported_program(model, contract, folder / "model.pt2"),)
+        if with_portable:
+            twins += (write_portable(contract, folder / ONNX_FILE, folder / PORTABLE_FILE),)
         manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
         manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
     return Exported(
@@ -94,44 +102,6 @@ def export(
         metrics=manifest.metrics,
         held_out=held_out,
     )
-
-
-def write_onnx(model: Deployed, contract: Contract, path: Path) -> None:
-    """Write one ONNX file, opset 18, dynamic batch, with the contract in its metadata."""
-    side = contract.preprocess.crop_px
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[IMAGES.name],
-            output_names=[LOGITS.name],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    proto.ir_version = min(proto.ir_version, MAX_IR)
-    del proto.metadata_props[:]
-    proto.metadata_props.add(key=CONTRACT_KEY, value=contract_to_json(contract))
-    onnx.save(proto, path)
-    onnx.checker.check_model(path, full_check=True)
-
-
-def write_torchscript(model: Deployed, contract: Contract, path: Path) -> Twin:
-    """Trace the network and save it with the contract among its extra files."""
-    side = contract.preprocess.crop_px
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and asked for all the same
-        traced = torch.jit.trace(model, torch.zeros(2, side, side, 3, dtype=torch.uint8))  # type: ignore[no-untyped-call]
-        buffer = io.BytesIO()  # not the path: torch ends the whole process where the disk is full
-        torch.jit.save(traced, buffer, _extra_files={CONTRACT_KEY: contract_to_json(contract)})
-    path.write_bytes(buffer.getbuffer())
-    return Twin(runtime="torchscript", file=path.name, sha256=file_sha256(path))
 
 
 def choose_golden(pictures: tuple[Picture, ...]) -> tuple[Picture, ...]:
@@ -183,6 +153,9 @@ def _prove_and_measure(
     bundle = load_bundle(folder)
     labels = run.labels
     parity = prove(bundle, model, held_out[:PROOF_FILES], labels=labels, spec=run.spec)
+    parity += [
+        prove_portable(bundle, twin, held_out[:PROOF_FILES]) for twin in manifest.twins if twin.runtime == "portable"
+    ]
     targets = np.array([labels.index(item.label) for item in held_out])
     if not manifest.variants:
         logits = torch_logits(model, manifest.contract.preprocess, held_out)

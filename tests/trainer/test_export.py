@@ -16,9 +16,11 @@ from trainer import backbones, runs, train
 from trainer.config import FitConfig
 from trainer.data import load_labelled
 from trainer.errors import ParityError
-from trainer.export import export, write_onnx, write_torchscript
+from trainer.export import export
 from trainer.network import Deployed
+from trainer.onnx_graph import write_onnx
 from trainer.proof import prove
+from trainer.twins import write_torchscript
 
 from .pictures import make_folder
 

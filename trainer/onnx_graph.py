@@ -1,0 +1,93 @@
+"""Write the network as one clean ONNX file: standard operators, one dynamic axis, the contract inside, nothing else.
+
+Equal weights and contract give equal bytes, in any process and folder. Proves nothing: that is `proof`.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Final
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Contract, contract_to_json
+from trainer.errors import ExportError
+from trainer.network import Deployed
+
+OPSET: Final = 18
+MAX_IR: Final = 10
+ONNX_FILE: Final = "model.onnx"
+MAX_WEIGHT_BYTES: Final = 2**31 - 2**25  # protobuf ends at 2 GiB; 32 MiB are left for the graph itself
+BATCH: Final = torch.export.Dim("batch", min=1, max=4096)
+
+
+class Planar(nn.Module):
+    """The same network over contiguous planes.
+
+    Over the channels_last view that `normalise` returns, torch writes each adaptive pooling to 1x1 as `as_strided`,
+    which becomes Shape, Range and Gather chains in ONNX (27 nodes of 184 in MobileNetV3-Small).
+    """
+
+    def __init__(self, model: Deployed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, C) for uint8 (N, H, W, 3)."""
+        logits: Tensor = self.model.classifier(self.model.normalise(images).contiguous())
+        return logits
+
+
+def write_onnx(model: Deployed, contract: Contract, path: Path) -> None:
+    """Write one ONNX file, opset 18, dynamic batch, with the contract in its metadata. Raises ExportError."""
+    _check_size(model)
+    side = contract.preprocess.crop_px
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            Planar(model).eval(),
+            (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[IMAGES.name],
+            output_names=[LOGITS.name],
+            dynamic_shapes=({0: BATCH},),
+            external_data=False,
+            verbose=False,
+            optimize=True,  # folds constants, and batch normalisation into convolutions
+        )
+    assert program is not None
+    proto = program.model_proto
+    strip_comments(proto)
+    save(proto, contract, path)
+
+
+def save(proto: onnx.ModelProto, contract: Contract, path: Path) -> None:
+    """Write a graph with the contract as its only metadata, and let onnx check it in full."""
+    proto.ir_version = min(proto.ir_version, MAX_IR)
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=CONTRACT_KEY, value=contract_to_json(contract))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    onnx.checker.check_model(path, full_check=True)
+
+
+def strip_comments(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes down beside the graph: stack traces with local paths, class names, doc strings."""
+    graph = proto.graph
+    proto.doc_string = graph.doc_string = ""
+    del graph.metadata_props[:]
+    parts: list[onnx.NodeProto | onnx.TensorProto | onnx.ValueInfoProto] = [*graph.node, *graph.initializer]
+    parts += [*graph.input, *graph.output, *graph.value_info]
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _check_size(model: nn.Module) -> None:
+    found = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    if found > MAX_WEIGHT_BYTES:
+        raise ExportError(
+            f"the network's weights are {found:,} bytes, one ONNX file holds at most {MAX_WEIGHT_BYTES:,}; "
+            "choose a smaller --backbone, or export with --torchscript alone"
+        )
