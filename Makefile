@@ -1,4 +1,5 @@
-# Calotype's verbs. Everything lands in .venv*, .cache, runs and models; `make clean` removes .venv* and .cache.
+# Calotype's verbs. Everything lands in .venv*, .cache, tests/portable/node_modules, runs and models; `make clean` removes
+# all but the last two.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +8,11 @@ TORCH := $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 DATA ?=
 MODEL ?=
 
-.PHONY: help setup bench demo test test-serving lint format protos protos-check image image-test clean
+.PHONY: help setup bench demo test test-serving test-portable test-all-backbones lint format protos protos-check image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.ready ## make .venv with trainer, server and tools
 
@@ -42,6 +43,14 @@ test-serving: .venv-serving/.ready .venv-tritonclient/.ready ## run the tests of
 	! .venv-serving/bin/python -c 'import torch' 2>/dev/null
 	.venv-serving/bin/python -m pytest tests/bundle tests/serving
 
+test-portable: setup ## run the portable graph in JavaScript too; installs node and npm where root on Debian has none
+	command -v node npm || { apt-get update && apt-get install --yes --no-install-recommends nodejs npm; }
+	npm ci --prefix tests/portable
+	$(BIN)/python -m pytest tests/trainer/test_portable.py
+
+test-all-backbones: setup ## export and prove a network of every family: a quarter of an hour
+	$(BIN)/python -m pytest -m all_backbones
+
 lint: setup ## check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +77,4 @@ image-test: .venv-serving/.ready ## prove the image in a locked-down container; 
 	deploy/image_test.sh
 
 clean: ## remove environments and caches, not runs or models
-	rm -rf .venv .venv-serving .venv-tritonclient .cache
+	rm -rf .venv .venv-serving .venv-tritonclient .cache tests/portable/node_modules

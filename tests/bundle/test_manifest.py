@@ -38,6 +38,8 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 FRACTIONS = st.floats(0, 1)
 INTERVALS = st.builds(Interval, value=NUMBERS, low=NUMBERS, high=NUMBERS)
 
+RUNTIMES = st.sampled_from(["torchscript", "torch.export", "portable"])
+
 
 @st.composite
 def specs(draw: st.DrawFn) -> PreprocessSpec:
@@ -81,7 +83,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         contract=contract,
         created=draw(TEXT),
         variants=tuple(draw(st.lists(variants, min_size=1, max_size=2))),
-        twins=tuple(draw(st.lists(st.builds(Twin, runtime=st.just("torchscript"), file=NAMES, sha256=SHA256S)))),
+        twins=tuple(draw(st.lists(st.builds(Twin, runtime=RUNTIMES, file=NAMES, sha256=SHA256S)))),
         golden=golden,
         metrics=draw(st.dictionaries(TEXT, INTERVALS, max_size=2)),
         provenance=draw(

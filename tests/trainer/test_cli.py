@@ -39,10 +39,10 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "files", "next_command"),
     [
-        ((), {"model.onnx", "model.torchscript.pt"}, "serving run"),
-        (("--onnx",), {"model.onnx"}, "serving run"),
-        (("--torchscript",), {"model.torchscript.pt"}, "trainer export"),
-        (("--onnx", "--torchscript"), {"model.onnx", "model.torchscript.pt"}, "serving run"),
+        ((), {"model.onnx", "model.torchscript.pt", "model.pt2"}, "serving run"),
+        (("--onnx", "--portable"), {"model.onnx", "model.portable.onnx"}, "serving run"),
+        (("--torchscript",), {"model.torchscript.pt", "model.pt2"}, "trainer export"),
+        (("--onnx", "--torchscript"), {"model.onnx", "model.torchscript.pt", "model.pt2"}, "serving run"),
     ],
 )
 def test_flags_choose_the_formats(
