@@ -44,7 +44,7 @@ test-serving: .venv-serving/.ready .venv-tritonclient/.ready ## run the tests of
 	.venv-serving/bin/python -m pytest tests/bundle tests/serving
 
 test-portable: setup ## run the portable graph in JavaScript too; installs node and npm where root on Debian has none
-	command -v node npm || { apt-get update && apt-get install --yes --no-install-recommends nodejs npm; }
+	command -v node && command -v npm || { apt-get update && apt-get install --yes --no-install-recommends nodejs npm; }
 	npm ci --prefix tests/portable
 	$(BIN)/python -m pytest tests/trainer/test_portable.py
 
