@@ -1,34 +1,29 @@
-"""Find labelled pictures in a folder, split them, and say before any training what is wrong with them.
+"""Labelled pictures by side: read a data set, split it where it is not, and say before any training what is wrong.
 
-A folder is either split (`train/ val/ [test/]`, each with class folders) or one folder of class folders, which is
-split here: stratified by class, seeded, and stable, because a file's side depends only on its bytes and the seed.
+A data set is a split folder (`train/ val/ [test/]`, each with class folders), one folder of class folders, or a CSV
+(`trainer.manifests`). What is not split is split here: stratified by class, seeded, and stable, because a picture's
+side depends only on its content and the seed. Equal files, near duplicates and groups stay on one side.
 Files are read, never moved or changed.
 """
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
 
-from bundle.errors import ImageError
-from bundle.preprocess import decode
+from trainer.duplicates import components, near_pairs
 from trainer.errors import DataError
-
-Side = Literal["train", "val", "test"]
-SIDES: Final[tuple[Side, ...]] = ("train", "val", "test")
-_VALIDATION_NAMES: Final = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-_CHECK_PX: Final = 32  # decode as small as the format allows: this only asks whether the file can be read
+from trainer.fixes import fixed_labels, read_fixes
+from trainer.layouts import WANTED, Layout, group_by_path, list_labelled, read_layout
+from trainer.layouts import is_split as is_split
+from trainer.looks import Look, ReadFile, read_file
+from trainer.manifests import Listed
+from trainer.split import SIDES as SIDES
+from trainer.split import Side as Side
+from trainer.split import assign_sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +33,13 @@ class Picture:
     path: Path
     label: str
     sha256: str
+    group: str = ""  # where the user names groups
+    cluster: str = ""  # key of the pictures that belong on one side: equal, near duplicates, one group
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadFile:
-    """A file in a class folder that is no readable picture."""
+    """A file in a class folder or a CSV that is no readable picture."""
 
     path: Path
     reason: str
@@ -57,6 +54,10 @@ class Dataset:
     sides: dict[Side, tuple[Picture, ...]]
     bad: tuple[BadFile, ...]
     split: str  # how the sides came about, for the record
+    is_given: bool = True  # whether the data set itself says which side a picture is on
+    fixes: str | None = None  # what was relabelled and dropped, for the record
+    looks: dict[str, Look] = field(default_factory=dict)  # by sha256
+    near: tuple[tuple[str, str], ...] = ()  # sha256s of near duplicates
 
     def fingerprint(self, side: Side = "train") -> str:
         """Return one sha256 over the labels and contents of a side, whatever the order or the file names."""
@@ -69,129 +70,138 @@ class Dataset:
 
 
 def load_dataset(
-    root: Path, *, seed: int, val_share: float, test_share: float, max_bad: float, labels: tuple[str, ...] | None = None
+    root: Path,
+    *,
+    seed: int,
+    val_share: float,
+    test_share: float,
+    max_bad: float,
+    labels: tuple[str, ...] | None = None,
+    group_by: str = "",
+    fixes: Path | None = None,
 ) -> Dataset:
-    """Scan, check and split a data folder; raises DataError with what to do about it.
+    """Read, check and split a data set; raises DataError with what to do about it.
 
-    `labels`, where given, are those of a trained model: the folder may lack some of them but have no others.
+    `labels`, where given, are those of a trained model: the data may lack some of them but have no others. `group_by`
+    is a regular expression for the group in a file's path, `fixes` a CSV of corrected labels (`trainer.fixes`).
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: found no folder, wanted train/ and val/, or one folder a class")
-    folders = _split_folders(root)
-    if folders:
-        found, bad = _scan(folders)
-        sides: dict[Side, tuple[Picture, ...]] = {side: tuple(found.get(side, ())) for side in SIDES}
-        split = "folders " + ", ".join(path.name for path in folders.values())
+    layout = read_layout(root)
+    layout, record = _fixed(layout, fixes)
+    if group_by:
+        layout = replace(layout, files=group_by_path(root, layout.files, group_by))
+    found = _scan(layout.files)
+    _check_bad(root, found.bad, total=len(layout.files), max_bad=max_bad)
+    if layout.given_split:
+        sides = {
+            side: tuple(picture for at, picture in zip(found.sides, found.pictures, strict=True) if at == side)
+            for side in SIDES
+        }
     else:
-        found, bad = _scan({"train": root})
-        sides = split_pictures(found["train"], seed=seed, val_share=val_share, test_share=test_share)
-        split = f"stratified by content, seed {seed}, val {val_share:g}, test {test_share:g}"
-    _check_bad(root, bad, total=len(bad) + sum(map(len, sides.values())), max_bad=max_bad)
-    if not folders and labels is None:
-        _check_splittable(root, found["train"], test_share=test_share)
-    dataset = Dataset(root=root, labels=_labels(sides, labels, root), sides=sides, bad=tuple(bad), split=split)
+        if labels is None:
+            _check_splittable(root, found.pictures, test_share=test_share)
+        sides = split_pictures(found.pictures, seed=seed, val_share=val_share, test_share=test_share)
+    made = f"stratified by content, seed {seed}, val {val_share:g}, test {test_share:g}"
+    dataset = Dataset(
+        root=root,
+        labels=_labels(sides, labels, root),
+        sides=sides,
+        bad=tuple(found.bad),
+        split=layout.given_split or made + (f", groups by {group_by}" if group_by else ""),
+        is_given=layout.given_split is not None,
+        fixes=record,
+        looks=found.looks,
+        near=found.near,
+    )
     if labels is None:
         _check_classes(dataset)
     return dataset
 
 
 def load_labelled(root: Path, labels: tuple[str, ...], *, max_bad: float) -> tuple[Picture, ...]:
-    """Return all pictures of one folder of class folders, to evaluate a model with these labels."""
-    if not root.is_dir():
-        raise DataError(f"{root}: found no folder, wanted one folder a class")
-    found, bad = _scan({"test": root})
-    _check_bad(root, bad, total=len(bad) + len(found["test"]), max_bad=max_bad)
-    _labels({"test": tuple(found["test"])}, labels, root)
-    return tuple(found["test"])
-
-
-def is_split(root: Path) -> bool:
-    """Say whether a folder holds train/ and val/ rather than classes."""
-    return bool(root.is_dir() and _split_folders(root))
+    """Return all pictures of one folder of class folders, or of a CSV, to evaluate a model with these labels."""
+    files = list_labelled(root)
+    found = _scan(files)
+    _check_bad(root, found.bad, total=len(files), max_bad=max_bad)
+    _labels({"test": tuple(found.pictures)}, labels, root)
+    return tuple(found.pictures)
 
 
 def split_pictures(
     pictures: Iterable[Picture], *, seed: int, val_share: float, test_share: float
 ) -> dict[Side, tuple[Picture, ...]]:
-    """Split class by class; equal files stay on one side, and adding a file moves hardly any other.
-
-    Every class gives at least one picture to validation (and to the test, unless its share is 0), never its last.
-    """
-    sides: dict[Side, list[Picture]] = {side: [] for side in SIDES}
-    by_label: dict[str, list[Picture]] = {}
-    for picture in pictures:
-        by_label.setdefault(picture.label, []).append(picture)
-    for label in sorted(by_label):
-        groups: dict[str, list[Picture]] = {}
-        for picture in by_label[label]:
-            groups.setdefault(picture.sha256, []).append(picture)
-        order = sorted(groups, key=lambda sha: hashlib.sha256(f"{seed}/{sha}".encode()).digest())
-        val = _share(len(order), val_share)
-        test = _share(len(order) - 1, test_share)
-        cuts: dict[Side, list[str]] = {
-            "val": order[:val],
-            "test": order[val : val + test],
-            "train": order[val + test :],
-        }
-        for side, shas in cuts.items():
-            sides[side] += [picture for sha in shas for picture in groups[sha]]
-    return {side: tuple(sorted(members, key=lambda item: str(item.path))) for side, members in sides.items()}
+    """Split class by class as far as clusters allow; adding a file moves hardly any other."""
+    items = sorted(pictures, key=lambda item: str(item.path))
+    at = assign_sides(
+        [item.label for item in items],
+        [item.cluster or item.sha256 for item in items],
+        seed=seed,
+        val_share=val_share,
+        test_share=test_share,
+    )
+    return {side: tuple(item for item, where in zip(items, at, strict=True) if where == side) for side in SIDES}
 
 
-def _share(count: int, share: float) -> int:
-    return min(max(1, round(count * share)), count - 1) if share > 0 and count > 1 else 0
+def _fixed(layout: Layout, fixes: Path | None) -> tuple[Layout, str | None]:
+    """Return the layout with corrected labels, without what they drop, and one line for the record."""
+    if fixes is None:
+        return layout, None
+    applied = read_fixes(fixes)
+    labels = fixed_labels([(item.path, item.label) for item in layout.files], applied)
+    files = [replace(item, label=label) for item, label in zip(layout.files, labels, strict=True) if label is not None]
+    return replace(layout, files=tuple(files)), applied.describe()
 
 
-def _split_folders(root: Path) -> dict[Side, Path]:
-    named: dict[Side, Path] = {}
-    for path in sorted(root.iterdir()):
-        side = _VALIDATION_NAMES.get(path.name.lower())
-        if side in SIDES and path.is_dir() and any(child.is_dir() for child in path.iterdir()):
-            named[side] = path
-    if not named:
-        return {}
-    if "train" in named and "val" in named:
-        return {side: named[side] for side in SIDES if side in named}
-    missing = " and ".join(f"{side}/" for side in ("train", "val") if side not in named)
-    raise DataError(f"{root}: found {', '.join(path.name + '/' for path in named.values())} but no {missing}; add it")
+@dataclass(frozen=True, kw_only=True)
+class _Scan:
+    """What reading all files has shown; `sides` and `pictures` go together."""
+
+    sides: list[Side | None]
+    pictures: list[Picture]
+    bad: list[BadFile]
+    looks: dict[str, Look]
+    near: tuple[tuple[str, str], ...]
 
 
-def _scan(folders: dict[Side, Path]) -> tuple[dict[Side, list[Picture]], list[BadFile]]:
-    """Read every file below every class folder once: hash it and try to decode it."""
-    jobs: list[tuple[Side, str, Path]] = []
-    for side, folder in folders.items():
-        for class_folder in sorted(folder.iterdir()):
-            if class_folder.is_dir() and not class_folder.name.startswith("."):
-                files = sorted(path for path in class_folder.rglob("*") if path.is_file() and not _is_hidden(path))
-                if not files:
-                    raise DataError(f"{class_folder}: class {class_folder.name!r} is empty; add pictures or remove it")
-                jobs += [(side, class_folder.name, path) for path in files]
+def _scan(files: Sequence[Listed]) -> _Scan:
+    """Read every file once, and find out which pictures belong together."""
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        results = list(pool.map(_read, jobs))
-    found: dict[Side, list[Picture]] = {side: [] for side in folders}
-    bad: list[BadFile] = []
-    for (side, _, _), result in zip(jobs, results, strict=True):
-        if isinstance(result, BadFile):
-            bad.append(result)
-        else:
-            found[side].append(result)
-    return found, bad
+        results = list(pool.map(read_file, (item.path for item in files)))
+    read = [(item, found) for item, found in zip(files, results, strict=True) if isinstance(found, ReadFile)]
+    pictures = [
+        Picture(path=item.path, label=item.label, sha256=found.sha256, group=item.group) for item, found in read
+    ]
+    looks = {found.sha256: found.look for _, found in read}
+    hashes = list(looks)
+    near = tuple((hashes[first], hashes[second]) for first, second in near_pairs(list(looks.values())))
+    return _Scan(
+        sides=[item.side for item, _ in read],
+        pictures=_clustered(pictures, near),
+        bad=[
+            BadFile(path=item.path, reason=found)
+            for item, found in zip(files, results, strict=True)
+            if isinstance(found, str)
+        ],
+        looks=looks,
+        near=near,
+    )
 
 
-def _read(job: tuple[Side, str, Path]) -> Picture | BadFile:
-    _, label, path = job
-    try:
-        data = path.read_bytes()
-        decode(data, cover_px=_CHECK_PX)
-    except OSError as error:
-        return BadFile(path=path, reason=str(error.strerror))
-    except ImageError as error:
-        return BadFile(path=path, reason=str(error))
-    return Picture(path=path, label=label, sha256=hashlib.sha256(data).hexdigest())
-
-
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini")
+def _clustered(pictures: list[Picture], near: Iterable[tuple[str, str]]) -> list[Picture]:
+    """Return the pictures with the key of their cluster: its least sha256, so that names and order play no part."""
+    hashes = sorted({picture.sha256 for picture in pictures})
+    place = {sha256: index for index, sha256 in enumerate(hashes)}
+    first_of_group: dict[str, int] = {}
+    links = [(place[one], place[other]) for one, other in near]
+    links += [
+        (first_of_group.setdefault(picture.group, place[picture.sha256]), place[picture.sha256])
+        for picture in pictures
+        if picture.group
+    ]
+    numbers = components(len(hashes), links)
+    key: dict[int, str] = {}
+    for sha256, number in zip(hashes, numbers, strict=True):
+        key.setdefault(number, sha256)
+    return [replace(picture, cluster=key[numbers[place[picture.sha256]]]) for picture in pictures]
 
 
 def _labels(sides: dict[Side, tuple[Picture, ...]], known: tuple[str, ...] | None, root: Path) -> tuple[str, ...]:
@@ -208,7 +218,7 @@ def _labels(sides: dict[Side, tuple[Picture, ...]], known: tuple[str, ...] | Non
 
 def _check_bad(root: Path, bad: list[BadFile], *, total: int, max_bad: float) -> None:
     if total == len(bad):
-        raise DataError(f"{root}: found no readable picture, wanted class folders with pictures" + _listing(bad))
+        raise DataError(f"{root}: found no readable picture, {WANTED}" + _listing(bad))
     if len(bad) > max_bad * total:
         raise DataError(
             f"{root}: {len(bad)} of {total} files are unreadable, more than --max-bad {max_bad:g}; "
@@ -223,11 +233,12 @@ def _listing(bad: list[BadFile]) -> str:
 
 def _check_splittable(root: Path, pictures: list[Picture], *, test_share: float) -> None:
     wanted = 3 if test_share > 0 else 2
-    distinct = Counter(label for label, _ in {(picture.label, picture.sha256) for picture in pictures})
+    distinct = Counter(label for label, _ in {(picture.label, picture.cluster) for picture in pictures})
     for label, count in sorted(distinct.items()):
         if count < wanted:
             raise DataError(
-                f"{root}: class {label!r} has {count} different picture(s), need at least {wanted} to split"
+                f"{root}: class {label!r} has {count} different picture(s) (duplicates and groups count once), "
+                f"need at least {wanted} to split"
             )
 
 
