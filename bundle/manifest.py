@@ -123,6 +123,7 @@ class Provenance:
     seed: int
     libraries: dict[str, str]
     commit: str | None = None
+    fixes: str | None = None  # how many labels were corrected before training, and by which file
 
     __pydantic_config__ = _STRICT
 

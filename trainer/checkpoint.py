@@ -2,7 +2,8 @@
 
     run.json            configuration, labels, preprocessing, provenance, split: readable, written before training
     history.jsonl       one line an epoch
-    split.csv           path, label, side of every picture
+    split.csv           path, label, side, sha256, group and cluster of every picture
+    applied-fixes.csv   the corrections that `fit --apply` made, where it did
     best.json, last.json    where the run stands and what it scored; names its weights file
     *.safetensors       weights (and for `last` the optimizer and the running average)
 
@@ -15,7 +16,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -29,6 +30,7 @@ from trainer.data import SIDES, Dataset, Picture, Side
 from trainer.errors import CheckpointError
 
 Name = Literal["best", "last"]
+APPLIED_FIXES: Final = "applied-fixes.csv"
 Parsed = TypeVar("Parsed")
 
 
@@ -85,9 +87,14 @@ def write_run(folder: Path, run: Run, dataset: Dataset) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("path", "label", "side", "sha256"))
+        writer.writerow(("path", "label", "side", "sha256", "group", "cluster"))
         for side in SIDES:
-            writer.writerows((item.path.resolve(), item.label, side, item.sha256) for item in dataset.sides[side])
+            writer.writerows(
+                (item.path.resolve(), item.label, side, item.sha256, item.group, item.cluster)
+                for item in dataset.sides[side]
+            )
+    if run.config.apply:
+        (folder / APPLIED_FIXES).write_bytes(run.config.apply.read_bytes())
     _replace(folder / "run.json", _RUN.dump_json(run, indent=1).decode())
 
 
@@ -103,7 +110,17 @@ def read_split(folder: Path) -> dict[Side, tuple[Picture, ...]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         pictures = [
-            (row["side"], Picture(path=Path(row["path"]), label=row["label"], sha256=row["sha256"])) for row in rows
+            (
+                row["side"],
+                Picture(
+                    path=Path(row["path"]),
+                    label=row["label"],
+                    sha256=row["sha256"],
+                    group=row["group"],
+                    cluster=row["cluster"],
+                ),
+            )
+            for row in rows
         ]
     except (OSError, KeyError, csv.Error) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); fit again") from error

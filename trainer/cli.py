@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
-from trainer.config import AugmentConfig, FitConfig
+from trainer.config import FitConfig
+from trainer.data_cli import AsJson, DataSet, RunFolder, data_app, out
 from trainer.errors import Interrupted, ParityError
 
 app = typer.Typer(
@@ -22,20 +22,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data folder.")
 app.add_typer(data_app, name="data")
-out = Console(highlight=False, soft_wrap=True)
 _EXIT_CODES: Final[dict[type[CalotypeError], int]] = {ParityError: 1, Interrupted: 130}  # 130: what a shell expects
-
-DataFolder = Annotated[Path, typer.Argument(help="Name a folder with train/ and val/, or one folder a class.")]
-RunFolder = Annotated[Path, typer.Argument(help="Name a run folder that `trainer fit` wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 @app.command()
 @spread(FitConfig)
 def fit(
-    data: DataFolder,
+    data: DataSet,
     out_folder: Annotated[Path, typer.Option("--out", help="Write the run into this folder.")],
     config: FitConfig,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,
@@ -61,7 +55,7 @@ def fit(
 @app.command()
 def evaluate(
     target: Annotated[Path, typer.Argument(help="Name a run folder, or a bundle models/NAME/VERSION.")],
-    data: DataFolder,
+    data: DataSet,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run or a bundle on labelled pictures; a bundle answers through ONNX Runtime as in production."""
@@ -179,41 +173,6 @@ def backbones(
             "yes" if row.offline else "no",
         )
     out.print(table)
-
-
-@data_app.command("check")
-def data_check(data: DataFolder) -> None:
-    """Count pictures by class and side, and list files that cannot be read."""
-    from trainer.data import SIDES, load_dataset
-
-    defaults = FitConfig()
-    dataset = load_dataset(
-        data, seed=defaults.seed, val_share=defaults.val_share, test_share=defaults.test_share, max_bad=1.0
-    )
-    table = Table("class", *SIDES, title=f"{data}: {dataset.split}")
-    for label in dataset.labels:
-        table.add_row(label, *(str(sum(item.label == label for item in dataset.sides[side])) for side in SIDES))
-    out.print(table)
-    for item in dataset.bad:
-        out.print(f"unreadable: {item.path}: {item.reason}", markup=False)
-    out.print(
-        f"{sum(map(len, dataset.sides.values()))} pictures, {len(dataset.bad)} unreadable; "
-        f"next: trainer fit {data} --out runs/NAME"
-    )
-
-
-@data_app.command("preview")
-@spread(AugmentConfig)
-def data_preview(
-    data: DataFolder,
-    config: AugmentConfig,
-    to: Annotated[Path, typer.Option("--to", help="Write this PNG.")] = Path("preview.png"),
-) -> None:
-    """Write a contact sheet of augmented pictures."""
-    from trainer.preview import write_preview
-
-    write_preview(data, config, to)
-    out.print(f"wrote {to}; next: trainer fit {data} --out runs/NAME --augment {config.augment}")
 
 
 def _files(paths: Iterable[Path]) -> Iterable[Path]:

@@ -1,6 +1,7 @@
 """Every setting of a fit, once: its default, its unit and its help text; `trainer fit --help` shows this file."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -65,6 +66,13 @@ class FitConfig(AugmentConfig):
     patience: Annotated[int, _knob("Stop after so many epochs without a better validation score.", low=1)] = 4
     val_share: Annotated[float, _knob("Hold out this share for validation (unsplit data).", low=0.02, high=0.5)] = 0.15
     test_share: Annotated[float, _knob("Hold out this share for the test (unsplit data).", low=0, high=0.5)] = 0.15
+    group_by: Annotated[
+        str, typer.Option(help="Keep pictures of a group on one side: a regex whose (group) is found in the path.")
+    ] = ""
+    apply: Annotated[
+        Path | None,
+        typer.Option(help="Relabel and drop pictures as this fixes.csv says; files stay untouched."),
+    ] = None
     max_bad: Annotated[float, _knob("Refuse data with more than this share of unreadable files.", low=0, high=1)] = 0.05
     seed: Annotated[int, _knob("Seed split, order, augmentation and head.", low=0)] = 0
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Choose where to train.")] = "auto"

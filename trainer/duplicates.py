@@ -18,24 +18,26 @@ from trainer.looks import Look
 
 MAX_BITS: Final = 8
 MIN_CORRELATION: Final = 0.99
+MAX_CANDIDATES: Final = 200
 MIN_CONTRAST: Final = 2.0  # standard deviation of a thumbnail, grey levels: below it, a hash is noise
 
 
 def near_pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
     """Return the index pairs (i < j) of near duplicates; pictures of hardly any contrast are left out.
 
-    Every hash is compared with every later one, a row at a time in numpy: exact, n^2 / 2 steps of about 2 ns, which is
-    3 s for 50,000 pictures (reading them takes minutes). Memory is n rows of 0.8 KB.
+    Every hash is compared with every later one, a row at a time in numpy: n^2 / 2 steps of about 1.5 ns, which is 2 s
+    for 50,000 pictures (reading them takes minutes), and at most 200 thumbnails a row: where more hashes agree, these
+    are pictures without features, and near duplicates among them still link up. Memory is n rows of 0.8 KB.
     """
     if not looks:
         return []
     hashes = np.array([look.phash for look in looks], dtype=np.uint64)
     thumbs = np.stack([look.thumb.ravel() for look in looks])  # (N, 768) uint8
-    usable = np.array([is_plain(look) for look in looks]) == 0
+    usable = np.array([not is_plain(look) for look in looks])
     pairs = []
     for index in np.flatnonzero(usable):
         later = np.bitwise_count(hashes[index + 1 :] ^ hashes[index]) <= MAX_BITS
-        candidates = np.flatnonzero(later & usable[index + 1 :]) + index + 1
+        candidates = np.flatnonzero(later & usable[index + 1 :])[:MAX_CANDIDATES] + index + 1
         if len(candidates):
             alike = _correlations(thumbs[candidates], thumbs[index]) >= MIN_CORRELATION
             pairs += [(int(index), int(other)) for other in candidates[alike]]

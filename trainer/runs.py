@@ -32,12 +32,20 @@ def begin(data: Path, folder: Path, config: FitConfig) -> Session:
     if (folder / "run.json").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     dataset = load_dataset(
-        data, seed=config.seed, val_share=config.val_share, test_share=config.test_share, max_bad=config.max_bad
+        data,
+        seed=config.seed,
+        val_share=config.val_share,
+        test_share=config.test_share,
+        max_bad=config.max_bad,
+        group_by=config.group_by,
+        fixes=config.apply,
     )
     for item in dataset.bad:
         progress.say(f"left out: {item.path}: {item.reason}")
     counts = ", ".join(f"{side} {len(pictures)}" for side, pictures in dataset.sides.items())
     progress.say(f"{data}: {len(dataset.labels)} classes, {counts}, {len(dataset.bad)} unreadable")
+    if dataset.fixes:
+        progress.say(f"{config.apply}: {dataset.fixes}")
     torch.manual_seed(config.seed)
     backbone = build(
         config.backbone, class_count=len(dataset.labels), weights=config.weights, image_size=config.image_size
@@ -125,6 +133,7 @@ def _run(config: FitConfig, data: Path, dataset: Dataset, backbone: Backbone) ->
             weights_licence=backbone.licence,
             data_fingerprint=dataset.fingerprint(),
             split=dataset.split,
+            fixes=dataset.fixes,
             seed=config.seed,
             libraries={"calotype": __version__},
             commit=_commit(),
