@@ -1,4 +1,4 @@
-"""From logits to ranked labels, the same in `trainer predict` and in the server."""
+"""From logits to ranked labels and the "unknown" verdict, the same in `trainer predict` and in the server."""
 
 from dataclasses import dataclass
 
@@ -39,3 +39,11 @@ def rank(
         for index in order
         if row[index] >= min_score
     )
+
+
+def is_unknown(row: NDArray[np.float64], unknown_below: float | None) -> bool:
+    """Say whether one row of probabilities (C,) looks like none of the labels: its largest is below the threshold.
+
+    The threshold is `Contract.unknown_below`; without one nothing is unknown.
+    """
+    return unknown_below is not None and float(row.max()) < unknown_below

@@ -56,28 +56,60 @@ def fit(
 def evaluate(
     target: Annotated[Path, typer.Argument(help="Name a run folder, or a bundle models/NAME/VERSION.")],
     data: DataSet,
+    precision: Annotated[
+        float, typer.Option(help="Find each class's threshold for this precision, 0..1; 0: none.", min=0, max=1)
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run or a bundle on labelled pictures; a bundle answers through ONNX Runtime as in production."""
-    from trainer import runs
+    from trainer.answers import answer
+    from trainer.calibration import compare_temperature, precision_thresholds
+    from trainer.metrics import evaluate as measure
+    from trainer.tables import print_calibration, print_evaluation, print_thresholds
 
-    evaluation = runs.evaluate_target(target, data)
+    answers = answer(target, data)
+    evaluation = measure(answers.scores, answers.targets, answers.labels)
+    calibration = compare_temperature(
+        answers.logits, answers.targets, temperature=answers.temperature, fitted_on=answers.fitted_on
+    )
+    thresholds = (
+        precision_thresholds(answers.scores, answers.targets, answers.labels, precision=precision) if precision else ()
+    )
+    if answers.seen_count:
+        typer.echo(f"{answers.seen_count:,} of these pictures were in the training: the figures flatter", err=True)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(evaluation), indent=1))
+        measured = {
+            **dataclasses.asdict(evaluation),
+            "calibration": dataclasses.asdict(calibration),
+            "unknown_below": answers.unknown_below,
+            "thresholds": [dataclasses.asdict(row) for row in thresholds],
+        }
+        typer.echo(json.dumps(measured, indent=1))
         return
-    table = Table("measure", "value", "95 % interval", title=f"{evaluation.picture_count} pictures")
-    for name, interval in evaluation.headlines.items():
-        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
-    out.print(table)
-    classes = Table("class", "count", "precision", "recall", "F1")
-    for row in evaluation.classes:
-        classes.add_row(row.label, str(row.count), _share(row.precision), _share(row.recall), f"{row.f1:.3f}")
-    out.print(classes)
-    if len(evaluation.classes) <= 20:
-        confusion = Table("truth \\ answer", *(row.label for row in evaluation.classes))
-        for row, counts in zip(evaluation.classes, evaluation.confusion, strict=True):
-            confusion.add_row(row.label, *map(str, counts))
-        out.print(confusion)
+    print_evaluation(out, evaluation)
+    print_calibration(out, calibration, unknown_below=answers.unknown_below)
+    if precision:
+        print_thresholds(out, thresholds, precision=precision)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Name a run folder, or a bundle.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Name another.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Name labelled pictures; default: those that both runs held out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether one model is better than another, by a paired test on the same pictures."""
+    from trainer.compare import compare as compare_models
+    from trainer.tables import print_comparison
+
+    comparison = compare_models(first, second, data)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(comparison), indent=1))
+        return
+    print_comparison(out, comparison, first=str(first), second=str(second))
 
 
 @app.command()
@@ -95,6 +127,7 @@ def export(
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
+    from trainer.tables import print_calibration
 
     exported = export_run(
         run,
@@ -111,10 +144,8 @@ def export(
         table.add_row(parity.runtime, str(parity.picture_count), str(parity.equal_top1), f"{parity.max_difference:.1e}")
     out.print(table)
     top1 = exported.metrics["top-1"]
-    out.print(
-        f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f}), "
-        f"temperature {exported.temperature:.3f}"
-    )
+    out.print(f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f})")
+    print_calibration(out, exported.calibration, unknown_below=exported.unknown_below)
     next_command = f"serving run {to}" if onnx or not torchscript else f"trainer export {run} --name {name} --onnx"
     out.print(f"wrote {exported.folder}; next: {next_command}")
 
@@ -130,7 +161,7 @@ def predict(
     from bundle.preprocess import load_input
     from bundle.repository import load_bundle
     from bundle.runtime import open_model
-    from bundle.scores import probabilities, rank
+    from bundle.scores import is_unknown, probabilities, rank
 
     model = open_model(load_bundle(bundle))
     contract = model.bundle.manifest.contract
@@ -142,11 +173,15 @@ def predict(
             failures += 1
             typer.echo(json.dumps({"path": str(path), "error": str(error)}) if as_json else f"{path}: {error}")
             continue
-        ranked = rank(probabilities(logits[0], temperature=contract.temperature), contract.labels, top_k=top_k)
+        scores = probabilities(logits[0], temperature=contract.temperature)
+        ranked = rank(scores, contract.labels, top_k=top_k)
+        unknown = is_unknown(scores, contract.unknown_below)
         if as_json:
-            typer.echo(json.dumps({"path": str(path), "predictions": [dataclasses.asdict(item) for item in ranked]}))
+            predictions = [dataclasses.asdict(item) for item in ranked]
+            typer.echo(json.dumps({"path": str(path), "unknown": unknown, "predictions": predictions}))
         else:
-            typer.echo(f"{path}: " + ", ".join(f"{item.label} {item.score:.4f}" for item in ranked))
+            listed = ", ".join(f"{item.label} {item.score:.4f}" for item in ranked)
+            typer.echo(f"{path}: unknown, perhaps {listed}" if unknown else f"{path}: {listed}")
     if failures:
         raise typer.Exit(1)
 
@@ -178,10 +213,6 @@ def backbones(
 def _files(paths: Iterable[Path]) -> Iterable[Path]:
     for path in paths:
         yield from sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else (path,)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def main() -> None:

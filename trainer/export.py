@@ -24,10 +24,11 @@ from bundle.repository import GOLDEN_FOLDER, Bundle, file_sha256, load_bundle, n
 from bundle.runtime import open_model
 from bundle.scores import probabilities
 from trainer import checkpoint
+from trainer.calibration import Calibration, compare_temperature, unknown_threshold
 from trainer.checkpoint import Run
 from trainer.data import Picture, Side
 from trainer.errors import ConfigError
-from trainer.metrics import evaluate, fit_temperature
+from trainer.metrics import Ints, Logits, evaluate, fit_temperature
 from trainer.network import Deployed
 from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
@@ -47,10 +48,11 @@ class Exported:
     """What an export wrote and proved."""
 
     folder: Path
-    temperature: float
     parity: list[Parity]
     metrics: dict[str, Interval]
     held_out: Side
+    calibration: Calibration
+    unknown_below: float
 
 
 def export(
@@ -74,7 +76,7 @@ def export(
     model = restore_model(run, tensors).eval()
     sides = checkpoint.read_split(run_folder)
     held_out: Side = "test" if sides["test"] else "val"
-    temperature = _temperature(model, run, sides["val"])
+    calibration, unknown_below = _calibrate(model, run, sides["val"], held_out=sides[held_out])
     with new_version(models, name) as (folder, version):
         contract = Contract(
             name=name,
@@ -83,7 +85,8 @@ def export(
             preprocess=run.spec,
             mean=run.mean,
             std=run.std,
-            temperature=temperature,
+            temperature=calibration.temperature,
+            unknown_below=unknown_below,
         )
         if with_onnx:
             write_onnx(model, contract, folder / ONNX_FILE)
@@ -97,10 +100,11 @@ def export(
         manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
     return Exported(
         folder=models / name / str(version),
-        temperature=temperature,
         parity=parity,
         metrics=manifest.metrics,
         held_out=held_out,
+        calibration=calibration,
+        unknown_below=unknown_below,
     )
 
 
@@ -164,7 +168,8 @@ def _prove_and_measure(
         write_manifest(folder, proved)
         return proved, parity
     golden_logits = answers(open_model(bundle), bundle.golden_pictures(), manifest.contract.preprocess)
-    metrics = evaluate(bundle_probabilities(bundle, held_out), targets, labels).headlines
+    scores = probabilities(bundle_logits(bundle, held_out), temperature=manifest.contract.temperature)
+    metrics = evaluate(scores, targets, labels).headlines
     variant = _variant(folder, tuple(tuple(float(value) for value in row) for row in golden_logits))
     proved = replace(manifest, variants=(replace(variant, accuracy=metrics["top-1"]),), metrics=metrics)
     write_manifest(folder, proved)
@@ -184,25 +189,35 @@ def _variant(folder: Path, golden_logits: tuple[tuple[float, ...], ...]) -> Vari
     )
 
 
-def bundle_probabilities(
-    bundle: Bundle, pictures: tuple[Picture, ...]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return calibrated probabilities (N, C) of files through the serving preprocessing and ONNX Runtime."""
+def bundle_logits(bundle: Bundle, pictures: tuple[Picture, ...]) -> Logits:
+    """Return logits (N, C) of files through the serving preprocessing and ONNX Runtime."""
     contract = bundle.manifest.contract
     model = open_model(bundle, intra_op_threads=len(os.sched_getaffinity(0)))
     rows = [model.run(load_input(item.path.read_bytes(), contract.preprocess)[np.newaxis]) for item in pictures]
-    return probabilities(np.concatenate(rows), temperature=contract.temperature)
+    return np.concatenate(rows)
 
 
-def torch_logits(
-    model: Deployed, spec: PreprocessSpec, pictures: tuple[Picture, ...]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def torch_logits(model: Deployed, spec: PreprocessSpec, pictures: tuple[Picture, ...]) -> Logits:
     """Return logits (N, C) of files through the serving preprocessing and torch."""
     with torch.inference_mode():
         images = (torch.from_numpy(load_input(item.path.read_bytes(), spec).copy()) for item in pictures)
         return np.concatenate([model(image[None]).numpy() for image in images])
 
 
-def _temperature(model: Deployed, run: Run, pictures: tuple[Picture, ...]) -> float:
-    targets = np.array([run.labels.index(item.label) for item in pictures])
-    return fit_temperature(torch_logits(model, run.spec, pictures).astype(np.float64), targets)
+def _calibrate(
+    model: Deployed, run: Run, validation: tuple[Picture, ...], *, held_out: tuple[Picture, ...]
+) -> tuple[Calibration, float]:
+    """Choose temperature and "unknown" threshold on validation, and measure the temperature on the held-out side."""
+
+    def targets(pictures: tuple[Picture, ...]) -> Ints:
+        return np.array([run.labels.index(item.label) for item in pictures], dtype=np.int64)
+
+    logits = torch_logits(model, run.spec, validation)
+    temperature = fit_temperature(logits.astype(np.float64), targets(validation))
+    calibration = compare_temperature(
+        logits if held_out == validation else torch_logits(model, run.spec, held_out),
+        targets(held_out),
+        temperature=temperature,
+        fitted_on=f"{len(validation)} validation pictures" + (": these" if held_out == validation else ""),
+    )
+    return calibration, unknown_threshold(probabilities(logits, temperature=temperature))

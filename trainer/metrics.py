@@ -16,17 +16,18 @@ _BINS: Final = 15
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassReport:
-    """One class's figures; precision is None where nothing was predicted as this class."""
+    """One class's figures; precision is None where nothing was predicted as it, recall where it has no picture."""
 
     label: str
     count: int
-    precision: float | None
-    recall: float | None
-    f1: float
+    precision: Interval | None
+    recall: Interval | None
+    f1: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def evaluate(probabilities: Floats, targets: Ints, labels: tuple[str, ...], *, s
     return Evaluation(
         picture_count=len(targets),
         headlines=headlines,
-        classes=tuple(_class_report(confusion, index, label) for index, label in enumerate(labels)),
+        classes=_class_reports(confusion, answers, targets, labels, seed=seed),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
     )
 
@@ -77,7 +78,14 @@ def bootstrap(measure: Callable[[Floats, Ints], float], probabilities: Floats, t
     draws = generator.integers(0, len(targets), size=(_RESAMPLES, len(targets)))
     sample = [measure(probabilities[rows], targets[rows]) for rows in draws]
     low, high = np.percentile(sample, [2.5, 97.5])
-    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
+    return _around(value, float(low), float(high))
+
+
+def bootstrap_mean(values: Floats, *, seed: int) -> Interval:
+    """Return the mean of one figure a picture (N,), with its percentile bootstrap interval."""
+    draws = np.random.default_rng(seed).integers(0, len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile([values[rows].mean() for rows in draws], [2.5, 97.5])
+    return _around(float(values.mean()), float(low), float(high))
 
 
 def log_loss(probabilities: Floats, targets: Ints) -> float:
@@ -115,17 +123,33 @@ def _confusion(answers: Ints, targets: Ints, class_count: int) -> Ints:
 
 
 def _macro_f1(confusion: Ints) -> float:
-    hits = np.diag(confusion)
-    present = confusion.sum(1) > 0
-    return float((2 * hits / np.maximum(confusion.sum(0) + confusion.sum(1), 1))[present].mean())
+    return float(_class_f1(confusion)[confusion.sum(1) > 0].mean())
 
 
-def _class_report(confusion: Ints, index: int, label: str) -> ClassReport:
-    hits, predicted, count = int(confusion[index, index]), int(confusion[:, index].sum()), int(confusion[index].sum())
-    return ClassReport(
-        label=label,
-        count=count,
-        precision=hits / predicted if predicted else None,
-        recall=hits / count if count else None,
-        f1=2 * hits / (predicted + count) if predicted + count else 0.0,
+def _class_reports(
+    confusion: Ints, answers: Ints, targets: Ints, labels: tuple[str, ...], *, seed: int
+) -> tuple[ClassReport, ...]:
+    class_count = len(labels)
+    draws = np.random.default_rng(seed).integers(0, len(targets), size=(_RESAMPLES, len(targets)))
+    samples = np.array([_class_f1(_confusion(answers[rows], targets[rows], class_count)) for rows in draws])  # (R, C)
+    lows, highs = np.percentile(samples, [2.5, 97.5], axis=0)
+    hits, predicted, counts, f1 = np.diag(confusion), confusion.sum(0), confusion.sum(1), _class_f1(confusion)
+    return tuple(
+        ClassReport(
+            label=label,
+            count=int(counts[index]),
+            precision=wilson(int(hits[index]), int(predicted[index])) if predicted[index] else None,
+            recall=wilson(int(hits[index]), int(counts[index])) if counts[index] else None,
+            f1=_around(float(f1[index]), float(lows[index]), float(highs[index])),
+        )
+        for index, label in enumerate(labels)
     )
+
+
+def _class_f1(confusion: Ints) -> Floats:
+    result: Floats = 2 * np.diag(confusion) / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
+    return result
+
+
+def _around(value: float, low: float, high: float) -> Interval:
+    return Interval(value=value, low=min(low, value), high=max(high, value))

@@ -4,26 +4,22 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bundle import __version__
-from bundle.manifest import MANIFEST_NAME, Provenance
-from bundle.repository import load_bundle
-from bundle.scores import probabilities
+from bundle.manifest import Provenance
 from trainer import checkpoint
+from trainer.answers import answer
 from trainer.backbones import build
 from trainer.checkpoint import Run, State
 from trainer.classifier import Backbone
 from trainer.config import FitConfig
-from trainer.data import Dataset, Picture, is_split, load_dataset, load_labelled
+from trainer.data import Dataset, load_dataset
 from trainer.errors import CheckpointError
-from trainer.export import bundle_probabilities
 from trainer.metrics import Evaluation, evaluate
-from trainer.network import Deployed, all_logits, choose_device
-from trainer.pictures import EvaluationPictures, evaluation_loader
+from trainer.network import Deployed, choose_device
 from trainer.progress import Progress
-from trainer.session import EVALUATION_BATCH, Session, restore_model
+from trainer.session import Session, restore_model
 
 
 def begin(data: Path, folder: Path, config: FitConfig) -> Session:
@@ -84,39 +80,8 @@ def resume(folder: Path) -> Session:
 
 def evaluate_target(target: Path, data: Path) -> Evaluation:
     """Evaluate a run with torch, or a bundle with ONNX Runtime, on labelled pictures."""
-    if (target / MANIFEST_NAME).exists():
-        bundle = load_bundle(target)
-        labels = bundle.manifest.contract.labels
-        pictures = _pictures(data, labels, run=None)
-        return evaluate(bundle_probabilities(bundle, pictures), _targets(pictures, labels), labels)
-    run = checkpoint.read_run(target)
-    pictures = _pictures(data, run.labels, run=target)
-    _, tensors = checkpoint.load(target, "best")
-    device = choose_device(run.config.device, threads=run.config.threads)
-    targets = _targets(pictures, run.labels)
-    loader = evaluation_loader(
-        EvaluationPictures(pictures, [int(index) for index in targets], run.spec),
-        batch_size=EVALUATION_BATCH,
-        workers=0,
-    )
-    logits, _ = all_logits(restore_model(run, tensors).to(device.name), loader, device)
-    return evaluate(probabilities(logits.numpy(), temperature=1.0), targets, run.labels)
-
-
-def _pictures(data: Path, labels: tuple[str, ...], *, run: Path | None) -> tuple[Picture, ...]:
-    """Return the pictures to measure on: of a run's own data folder the held-out side, of a split one test or val."""
-    if run is not None and Path(checkpoint.read_run(run).data) == data.resolve():
-        sides = checkpoint.read_split(run)
-        return sides["test"] or sides["val"]
-    if is_split(data):
-        defaults = FitConfig()
-        dataset = load_dataset(data, seed=0, val_share=0.1, test_share=0.1, max_bad=defaults.max_bad, labels=labels)
-        return dataset.sides[dataset.held_out()]
-    return load_labelled(data, labels, max_bad=FitConfig().max_bad)
-
-
-def _targets(pictures: tuple[Picture, ...], labels: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([labels.index(picture.label) for picture in pictures], dtype=np.int64)
+    answers = answer(target, data)
+    return evaluate(answers.scores, answers.targets, answers.labels)
 
 
 def _run(config: FitConfig, data: Path, dataset: Dataset, backbone: Backbone) -> Run:

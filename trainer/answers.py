@@ -1,0 +1,117 @@
+"""What a run (torch) or a bundle (ONNX Runtime) answers to labelled pictures: the ground of every measurement."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bundle.manifest import MANIFEST_NAME
+from bundle.repository import load_bundle
+from bundle.scores import probabilities
+from trainer import checkpoint
+from trainer.calibration import unknown_threshold
+from trainer.config import FitConfig
+from trainer.data import Picture, is_split, load_dataset, load_labelled
+from trainer.export import bundle_logits
+from trainer.metrics import Floats, Ints, Logits, fit_temperature
+from trainer.network import all_logits, choose_device
+from trainer.pictures import EvaluationPictures, evaluation_loader
+from trainer.session import EVALUATION_BATCH, restore_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Logits (N, C) for N pictures, and how they become scores."""
+
+    pictures: tuple[Picture, ...]
+    labels: tuple[str, ...]
+    logits: Logits
+    temperature: float
+    fitted_on: str  # which pictures temperature and threshold were chosen on
+    unknown_below: float | None
+    trained_on: frozenset[str]  # sha256s, where the target knows them: a run does, a bundle does not
+
+    @property
+    def targets(self) -> Ints:
+        """The true label index of every picture, (N,)."""
+        place = {label: index for index, label in enumerate(self.labels)}
+        return np.array([place[picture.label] for picture in self.pictures], dtype=np.int64)
+
+    @property
+    def scores(self) -> Floats:
+        """Calibrated probabilities (N, C)."""
+        return probabilities(self.logits, temperature=self.temperature)
+
+    @property
+    def seen_count(self) -> int:
+        """How many of the pictures the target was trained on."""
+        return sum(picture.sha256 in self.trained_on for picture in self.pictures)
+
+    def sorted_by_content(self) -> "Answers":
+        """Return the same answers in an order that is the same for every model."""
+        order = sorted(range(len(self.pictures)), key=lambda row: (self.pictures[row].sha256, self.pictures[row].label))
+        return replace(self, pictures=tuple(self.pictures[row] for row in order), logits=self.logits[order])
+
+
+def answer(target: Path, data: Path | None) -> Answers:
+    """Ask a run or a bundle about labelled pictures; without `data` a run about its own held-out side.
+
+    Raises CheckpointError, BundleError or DataError.
+    """
+    if (target / MANIFEST_NAME).exists() and data is not None:
+        return _bundle_answers(target, data)
+    return _run_answers(target, data)
+
+
+def _bundle_answers(target: Path, data: Path) -> Answers:
+    bundle = load_bundle(target)
+    contract = bundle.manifest.contract
+    pictures = _pictures(data, contract.labels)
+    return Answers(
+        pictures=pictures,
+        labels=contract.labels,
+        logits=bundle_logits(bundle, pictures),
+        temperature=contract.temperature,
+        fitted_on="validation, at export",
+        unknown_below=contract.unknown_below,
+        trained_on=frozenset(),
+    )
+
+
+def _run_answers(target: Path, data: Path | None) -> Answers:
+    run = checkpoint.read_run(target)
+    sides = checkpoint.read_split(target)
+    is_own = data is None or Path(run.data) == data.resolve()
+    pictures = sides["test"] or sides["val"] if is_own or data is None else _pictures(data, run.labels)
+    _, tensors = checkpoint.load(target, "best")
+    device = choose_device(run.config.device, threads=run.config.threads)
+    model = restore_model(run, tensors).to(device.name)
+
+    def logits(asked: tuple[Picture, ...]) -> Logits:
+        indices = [run.labels.index(picture.label) for picture in asked]
+        loader = evaluation_loader(EvaluationPictures(asked, indices, run.spec), batch_size=EVALUATION_BATCH, workers=0)
+        return all_logits(model, loader, device)[0].numpy()
+
+    found = logits(pictures)
+    is_validation = pictures == sides["val"]
+    validation = found if is_validation else logits(sides["val"])
+    targets = np.array([run.labels.index(picture.label) for picture in sides["val"]])
+    temperature = fit_temperature(validation.astype(np.float64), targets)
+    return Answers(
+        pictures=pictures,
+        labels=run.labels,
+        logits=found,
+        temperature=temperature,
+        fitted_on=f"{len(targets)} validation pictures" + (": these" if is_validation else ""),
+        unknown_below=unknown_threshold(probabilities(validation, temperature=temperature)),
+        trained_on=frozenset(picture.sha256 for picture in sides["train"]),
+    )
+
+
+def _pictures(data: Path, labels: tuple[str, ...]) -> tuple[Picture, ...]:
+    """Return the pictures to measure on: of a split data set test or val, of another all."""
+    max_bad = FitConfig().max_bad
+    if is_split(data):
+        dataset = load_dataset(data, seed=0, val_share=0.1, test_share=0.1, max_bad=max_bad, labels=labels)
+        return dataset.sides[dataset.held_out()]
+    return load_labelled(data, labels, max_bad=max_bad)

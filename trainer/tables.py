@@ -1,0 +1,71 @@
+"""Print measurements for a person: what `trainer evaluate` and `trainer compare` show on stdout."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bundle.manifest import Interval
+from trainer.calibration import Calibration, ClassThreshold
+from trainer.compare import Comparison
+from trainer.metrics import Evaluation
+
+_MAX_CONFUSION: int = 20  # classes; wider tables fit no terminal
+
+
+def print_evaluation(out: Console, evaluation: Evaluation) -> None:
+    """Print headlines, classes and the confusion matrix."""
+    table = Table("measure", "value", "95 % interval", title=f"{evaluation.picture_count:,} pictures")
+    for name, interval in evaluation.headlines.items():
+        table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} – {interval.high:.4f}")
+    out.print(table)
+    classes = Table("class", "count", "precision", "recall", "F1", title="with 95 % intervals")
+    for row in evaluation.classes:
+        classes.add_row(escape(row.label), str(row.count), *map(with_bounds, (row.precision, row.recall, row.f1)))
+    out.print(classes)
+    if len(evaluation.classes) <= _MAX_CONFUSION:
+        confusion = Table("truth \\ answer", *(escape(row.label) for row in evaluation.classes))
+        for row, counts in zip(evaluation.classes, evaluation.confusion, strict=True):
+            confusion.add_row(escape(row.label), *map(str, counts))
+        out.print(confusion)
+
+
+def print_calibration(out: Console, calibration: Calibration, *, unknown_below: float | None) -> None:
+    """Print what the temperature does, and the "unknown" threshold."""
+    title = f"temperature {calibration.temperature:.3f}, fitted on {calibration.fitted_on}"
+    table = Table("calibration", "before", "after", title=title)
+    for name, before in calibration.before.items():
+        table.add_row(name, with_bounds(before), with_bounds(calibration.after[name]))
+    out.print(table)
+    if unknown_below is not None:
+        out.print(f"unknown: a top score below {unknown_below:.4f}; 95 % of the validation pictures reach it")
+
+
+def print_thresholds(out: Console, thresholds: tuple[ClassThreshold, ...], *, precision: float) -> None:
+    """Print from which score on a class's answers are right so often."""
+    table = Table("class", "threshold", "precision", "recall left", title=f"thresholds for precision {precision:g}")
+    for row in thresholds:
+        threshold = "not reachable" if row.threshold is None else f"{row.threshold:.4f}"
+        table.add_row(escape(row.label), threshold, with_bounds(row.precision), with_bounds(row.recall))
+    out.print(table)
+
+
+def print_comparison(out: Console, comparison: Comparison, *, first: str, second: str) -> None:
+    """Print both models' measures, and the verdict."""
+    table = Table(
+        "measure", escape(first), escape(second), "difference", "p", title=f"{comparison.picture_count:,} pictures"
+    )
+    for row in (comparison.accuracy, comparison.log_loss):
+        table.add_row(row.name, *map(with_bounds, (row.first, row.second, row.difference)), f"{row.p_value:.4f}")
+    out.print(table)
+    if comparison.left_out_count:
+        out.print(f"left out {comparison.left_out_count:,} pictures that one of them was trained on")
+    out.print(
+        f"only {first} is right on {comparison.only_first_right}, only {second} on {comparison.only_second_right}",
+        markup=False,
+    )
+    out.print(comparison.verdict(first, second), markup=False)
+
+
+def with_bounds(interval: Interval | None) -> str:
+    """Return a value with its bounds, or a dash."""
+    return "–" if interval is None else f"{interval.value:.3f} ({interval.low:.3f} – {interval.high:.3f})"
