@@ -47,11 +47,11 @@ class Comparison:
         """Return the outcome in words."""
         accuracy, log_loss = self.accuracy, self.log_loss
         if accuracy.p_value < SIGNIFICANCE:
-            return f"{second if accuracy.difference.value > 0 else first} is better (p = {_p(accuracy.p_value)})"
-        text = f"not distinguishable with {self.picture_count:,} pictures (p = {_p(accuracy.p_value)})"
+            return f"{second if accuracy.difference.value > 0 else first} is better (p {p_value(accuracy.p_value)})"
+        text = f"not distinguishable with {self.picture_count:,} pictures (p {p_value(accuracy.p_value)})"
         if log_loss.p_value < SIGNIFICANCE:
             surer = second if log_loss.difference.value < 0 else first
-            text += f"; {surer} has the lower log-loss (p = {_p(log_loss.p_value)})"
+            text += f"; {surer} has the lower log-loss (p {p_value(log_loss.p_value)})"
         return text
 
 
@@ -121,11 +121,7 @@ def _aligned(one: Answers, other: Answers, *, names: tuple[str, str], is_free: b
     keys = [[(picture.sha256, picture.label) for picture in answers.pictures] for answers in sorted_both]
     if keys[0] != keys[1]:
         shared = len(set(keys[0]) & set(keys[1]))
-        advice = (
-            "name DATA that is none of their own folders"
-            if is_free
-            else f"name DATA: trainer compare {names[0]} {names[1]} DATA"
-        )
+        advice = "name another DATA" if is_free else f"name some: trainer compare {names[0]} {names[1]} DATA"
         raise DataError(
             f"{names[0]} holds out {len(keys[0])} pictures, {names[1]} {len(keys[1])}, of which {shared} are the "
             f"same; wanted the same pictures; {advice}"
@@ -133,5 +129,6 @@ def _aligned(one: Answers, other: Answers, *, names: tuple[str, str], is_free: b
     return sorted_both[0], sorted_both[1]
 
 
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+def p_value(value: float) -> str:
+    """Return a p-value with its sign of relation, as in `= 0.012`."""
+    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bundle.flags import spread
 from trainer.config import AugmentConfig, FitConfig
+from trainer.fixes import RULE
 
 if TYPE_CHECKING:
     from trainer.data_check import DataCheck
@@ -87,6 +88,34 @@ def _print_list(kind: str, lines: list[str]) -> None:
 def _print_rest(kind: str, count: int) -> None:
     if count > _SHOWN:
         out.print(f"{kind}: … and {count - _SHOWN:,} more; --json lists them")
+
+
+@data_app.command("clean")
+def data_clean(
+    run: RunFolder,
+    to: Annotated[Path | None, typer.Option("--to", help="Write this CSV; default: RUN/fixes.csv.")] = None,
+) -> None:
+    """List likely label errors and the hardest errors in a CSV for you to edit; no picture is changed."""
+    from trainer.checkpoint import read_run
+    from trainer.clean import clean
+
+    cleaned = clean(run, to or run / "fixes.csv")
+    table = Table("picture", "label", "suggested", "confidence", "reason")
+    for fix in cleaned.fixes[:_SHOWN]:
+        confidence = "–" if fix.confidence is None else f"{fix.confidence:.3f}"
+        row = (str(fix.path), fix.label, fix.suggested_label, confidence, fix.reason)
+        table.add_row(*map(escape, row), style=None if fix.changes else "dim")
+    out.print(table)
+    likely = sum(fix.changes for fix in cleaned.fixes)
+    out.print(
+        f"{likely:,} likely label errors among {cleaned.picture_count:,} pictures, "
+        f"out-of-fold accuracy {cleaned.out_of_fold_accuracy:.4f}"
+    )
+    out.print(f"in the CSV, {RULE}")
+    data = read_run(run).data
+    out.print(
+        f"wrote {cleaned.path}; edit it, next: trainer fit {data} --apply {cleaned.path} --out runs/NAME", markup=False
+    )
 
 
 @data_app.command("preview")

@@ -1,15 +1,17 @@
 """Print measurements for a person: what `trainer evaluate` and `trainer compare` show on stdout."""
 
+from typing import Final
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bundle.manifest import Interval
 from trainer.calibration import Calibration, ClassThreshold
-from trainer.compare import Comparison
+from trainer.compare import Comparison, p_value
 from trainer.metrics import Evaluation
 
-_MAX_CONFUSION: int = 20  # classes; wider tables fit no terminal
+_MAX_CONFUSION: Final = 20  # classes; wider tables fit no terminal
 
 
 def print_evaluation(out: Console, evaluation: Evaluation) -> None:
@@ -20,7 +22,8 @@ def print_evaluation(out: Console, evaluation: Evaluation) -> None:
     out.print(table)
     classes = Table("class", "count", "precision", "recall", "F1", title="with 95 % intervals")
     for row in evaluation.classes:
-        classes.add_row(escape(row.label), str(row.count), *map(with_bounds, (row.precision, row.recall, row.f1)))
+        shares = (with_bounds(share, bound_digits=2) for share in (row.precision, row.recall, row.f1))
+        classes.add_row(escape(row.label), str(row.count), *shares)
     out.print(classes)
     if len(evaluation.classes) <= _MAX_CONFUSION:
         confusion = Table("truth \\ answer", *(escape(row.label) for row in evaluation.classes))
@@ -55,7 +58,7 @@ def print_comparison(out: Console, comparison: Comparison, *, first: str, second
         "measure", escape(first), escape(second), "difference", "p", title=f"{comparison.picture_count:,} pictures"
     )
     for row in (comparison.accuracy, comparison.log_loss):
-        table.add_row(row.name, *map(with_bounds, (row.first, row.second, row.difference)), f"{row.p_value:.4f}")
+        table.add_row(row.name, *map(with_bounds, (row.first, row.second, row.difference)), p_value(row.p_value))
     out.print(table)
     if comparison.left_out_count:
         out.print(f"left out {comparison.left_out_count:,} pictures that one of them was trained on")
@@ -66,6 +69,8 @@ def print_comparison(out: Console, comparison: Comparison, *, first: str, second
     out.print(comparison.verdict(first, second), markup=False)
 
 
-def with_bounds(interval: Interval | None) -> str:
+def with_bounds(interval: Interval | None, *, bound_digits: int = 3) -> str:
     """Return a value with its bounds, or a dash."""
-    return "–" if interval is None else f"{interval.value:.3f} ({interval.low:.3f} – {interval.high:.3f})"
+    if interval is None:
+        return "–"
+    return f"{interval.value:.3f} ({interval.low:.{bound_digits}f} – {interval.high:.{bound_digits}f})"
