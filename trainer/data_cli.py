@@ -8,7 +8,7 @@ import typer
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.flags import spread
 from trainer.config import AugmentConfig, FitConfig
@@ -100,10 +100,10 @@ def data_clean(
     from trainer.clean import clean
 
     cleaned = clean(run, to or run / "fixes.csv")
-    table = Table("picture", "label", "suggested", "confidence", "reason")
+    table = Table(Column("picture", overflow="fold"), "label", "suggested", "confidence", "reason")
     for fix in cleaned.fixes[:_SHOWN]:
         confidence = "–" if fix.confidence is None else f"{fix.confidence:.3f}"
-        row = (str(fix.path), fix.label, fix.suggested_label, confidence, fix.reason)
+        row = ("/".join(fix.path.parts[-3:]), fix.label, fix.suggested_label, confidence, fix.reason)
         table.add_row(*map(escape, row), style=None if fix.changes else "dim")
     out.print(table)
     likely = sum(fix.changes for fix in cleaned.fixes)
@@ -113,9 +113,8 @@ def data_clean(
     )
     out.print(f"in the CSV, {RULE}")
     data = read_run(run).data
-    out.print(
-        f"wrote {cleaned.path}; edit it, next: trainer fit {data} --apply {cleaned.path} --out runs/NAME", markup=False
-    )
+    next_command = f"trainer fit {data} --apply {cleaned.path} --out runs/NAME"
+    out.print(f"wrote {cleaned.path}; edit it, next: {next_command}", markup=False)
 
 
 @data_app.command("preview")

@@ -2,8 +2,8 @@
 
 Two pictures are near duplicates where their perceptual hashes (64 bits of a cosine transform) differ in at most 8 bits
 AND their 16 x 16 thumbnails correlate by at least 0.99. Measured: the hash alone, at 4 bits, would join 3,033 pairs
-of 5,000 handwritten digits, with the thumbnails none; of 50 photos saved again at quality 30 or at half the size nine
-in ten or more are found. Crops, mirrored and grey copies are not.
+of 5,000 handwritten digits, with the thumbnails none, nor any of 398 photos. Of 100 photos' copies it finds 100 that
+were saved at quality 30, 92 at half the size, 89 a fifth brighter. Crops, mirrored and grey copies are not found.
 """
 
 from collections.abc import Iterable, Sequence
