@@ -25,12 +25,12 @@ from trainer.fixes import Fix, read_fixes, write_fixes
 from trainer.metrics import Floats, Ints, log_loss
 from trainer.network import Deployed, all_features, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
+from trainer.probe import L2_GRID
 from trainer.progress import Progress
 from trainer.session import EVALUATION_BATCH
 
 FOLDS: Final = 5
 HARDEST: Final = 20  # errors that are listed though the label seems right
-_INVERSE_L2: Final = (0.01, 0.1, 1.0)  # of features at unit scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def clean(run_folder: Path, target: Path) -> Cleaned:
 def out_of_fold(features: NDArray[np.float32], targets: Ints, clusters: list[str], *, seed: int) -> Floats:
     """Return probabilities (N, C) for features (N, F), each row from a model that saw nothing of its cluster.
 
-    Of three strengths of regularisation the one with the least out-of-fold log-loss is taken.
+    Of the probe's strengths of regularisation the one with the least out-of-fold log-loss is taken.
     """
     fewest = min(len({cluster for cluster, at in zip(clusters, targets, strict=True) if at == c}) for c in set(targets))
     if fewest < 2:
@@ -81,10 +81,10 @@ def out_of_fold(features: NDArray[np.float32], targets: Ints, clusters: list[str
     scaled = (features - features.mean(0)) / max(1e-6, float(np.sqrt(features.var(0).mean())))
     parts = list(folds.split(scaled, targets, groups=clusters))
     candidates = []
-    for inverse_l2 in _INVERSE_L2:
+    for l2 in L2_GRID:
         scores = np.zeros((len(targets), int(targets.max()) + 1))
         for train, held_out in parts:
-            model = LogisticRegression(C=inverse_l2, max_iter=1000).fit(scaled[train], targets[train])
+            model = LogisticRegression(C=1 / (l2 * len(train)), max_iter=1000).fit(scaled[train], targets[train])
             scores[np.ix_(held_out, model.classes_)] = model.predict_proba(scaled[held_out])
         candidates.append(scores)
     return min(candidates, key=lambda scores: log_loss(scores, targets))
