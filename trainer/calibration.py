@@ -9,6 +9,7 @@ from bundle.manifest import Interval
 from bundle.scores import probabilities
 from trainer.metrics import Floats, Ints, Logits, bootstrap, calibration_error, log_loss, wilson
 
+SATURATED: Final = 0.99  # above it scores differ by rounding, not by doubt
 KNOWN_SHARE: Final = 0.95  # of the validation pictures, whose top score is not below the "unknown" threshold
 
 
@@ -50,14 +51,14 @@ def compare_temperature(logits: Logits, targets: Ints, *, temperature: float, fi
 
 
 def unknown_threshold(scores: Floats) -> float:
-    """Return the top score that 95 % of known pictures reach, given their probabilities (N, C).
+    """Return the top score that 95 % of known pictures reach, given their probabilities (N, C); at most 0.99.
 
     The score is the largest calibrated probability (Hendrycks & Gimpel 2017, arXiv:1610.02136). The energy score (Liu
     et al. 2020, arXiv:2010.03759) was measured beside it, ants and bees against 199 ImageNet pictures of other things,
     and is no better there: both have an AUROC of 0.923 and find 43 % of the others. Cosine distance to the fifth
     nearest training feature finds 95 %, but logits do not tell it.
     """
-    return float(np.quantile(scores.max(1), 1 - KNOWN_SHARE))
+    return min(SATURATED, float(np.quantile(scores.max(1), 1 - KNOWN_SHARE)))
 
 
 def precision_thresholds(

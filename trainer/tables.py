@@ -40,7 +40,7 @@ def print_calibration(out: Console, calibration: Calibration, *, unknown_below: 
         table.add_row(name, with_bounds(before), with_bounds(calibration.after[name]))
     out.print(table)
     if unknown_below is not None:
-        out.print(f"unknown: a top score below {unknown_below:.4f}; 95 % of the validation pictures reach it")
+        out.print(f"unknown: a top score below {unknown_below:.4f}; at least 95 % of the validation pictures reach it")
 
 
 def print_thresholds(out: Console, thresholds: tuple[ClassThreshold, ...], *, precision: float) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bundle.scores import Ranked, probabilities, rank
+from bundle.scores import Ranked, is_unknown, probabilities, rank
 
 LOGITS = arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(2, 6)), elements=st.floats(-100, 100, width=32))
 
@@ -74,3 +74,9 @@ def test_labels_below_min_score_are_left_out():
     """The limit itself stays in."""
     assert [item.label for item in rank(np.array([0.5, 0.25, 0.25]), ("a", "b", "c"), min_score=0.25)] == list("abc")
     assert [item.label for item in rank(np.array([0.5, 0.25, 0.25]), ("a", "b", "c"), min_score=0.26)] == ["a"]
+
+
+@pytest.mark.parametrize(("threshold", "unknown"), [(0.61, True), (0.6, False), (0.59, False), (None, False)])
+def test_unknown_is_a_top_score_below_the_threshold(threshold, unknown):
+    """The threshold itself is known, and without one everything is."""
+    assert is_unknown(np.array([0.6, 0.4]), threshold) is unknown
