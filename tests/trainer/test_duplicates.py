@@ -53,6 +53,13 @@ def test_same_structure_in_other_colours_is_another_picture(tmp_path: Path) -> N
     assert near_pairs([look_of(scene(1), tmp_path), look_of(turned, tmp_path)]) == []
 
 
+def test_tinted_copy_is_another_picture(tmp_path: Path) -> None:
+    """A lamp that is red is not one that is blue, though each channel has the same structure."""
+    soft = np.asarray(scene(1)).astype(np.int16) // 4
+    red, blue = (Image.fromarray((soft + tint).astype(np.uint8)) for tint in ([90, 10, 10], [10, 10, 90]))
+    assert near_pairs([look_of(red, tmp_path), look_of(blue, tmp_path)]) == []
+
+
 def test_flat_pictures_are_not_compared(tmp_path: Path) -> None:
     """Their hash is noise; the data check lists them as what they are."""
     looks = [look_of(Image.new("RGB", (64, 64), (90, 90, shade)), tmp_path) for shade in (90, 91)]
