@@ -3,18 +3,49 @@
 Replayed wherever a bundle is opened to be used, through that machine's own decode, preprocessing and session.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import GoldenError, ImageError
 from bundle.preprocess import PreprocessSpec, load_input
-from bundle.runtime import OnnxModel
+from bundle.repository import Bundle
+from bundle.runtime import Choice, OnnxModel, Provider, open_model
 from bundle.scores import probabilities
 
 
 def answers(model: OnnxModel, pictures: list[bytes], spec: PreprocessSpec) -> NDArray[np.float32]:
     """Return logits (G, C) float32 of encoded pictures, one at a time. Raises ImageError."""
     return np.concatenate([model.run(load_input(data, spec)[np.newaxis]) for data in pictures])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proved:
+    """An open model that has replayed its golden pictures."""
+
+    model: OnnxModel
+    difference: float  # the largest of a golden probability
+    refused: str = ""  # why the variant that "auto" preferred did not prove itself here
+
+
+def open_proved(
+    bundle: Bundle, *, precision: Choice = "auto", provider: Provider = "cpu", intra_op_threads: int = 1
+) -> Proved:
+    """Open a variant and replay its golden pictures; where "auto" chose one that fails on this machine, fp32 instead.
+
+    Integer kernels differ between CPUs more than floats do. A variant asked for by name fails closed with GoldenError;
+    so does any file that is not what was exported, with BundleError.
+    """
+    model = open_model(bundle, precision=precision, provider=provider, intra_op_threads=intra_op_threads)
+    try:
+        return Proved(model=model, difference=replay(model))
+    except GoldenError as error:
+        if precision != "auto" or model.variant.precision == "fp32":
+            raise
+        refused = str(error)
+    model = open_model(bundle, precision="fp32", provider=provider, intra_op_threads=intra_op_threads)
+    return Proved(model=model, difference=replay(model), refused=refused)
 
 
 def replay(model: OnnxModel) -> float:

@@ -27,6 +27,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Triple = tuple[float, float, float]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Interval:
 class Variant:
     """One ONNX model file, and the answers that it gave to the golden pictures at export."""
 
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     file: FileName
     sha256: Sha256
     golden_logits: tuple[tuple[float, ...], ...]  # (G, C)
@@ -112,6 +113,21 @@ class GoldenPicture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One line of what the search for a faster variant tried, on the exporting machine; fp32 is the first."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    accuracy: Interval  # on the pictures that candidates were chosen on
+    agreement: Annotated[float, Field(ge=0, le=1)]  # share of those pictures with fp32's best label
+    latency_ms: Annotated[float, Field(gt=0)]  # one picture, one thread
+    latency_batch8_ms: Annotated[float, Field(gt=0)]  # eight pictures together, one thread
+    size_bytes: Annotated[int, Field(gt=0)]
+    verdict: Annotated[str, Field(min_length=1, max_length=1024)]  # "kept", or why not
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where a model comes from."""
 
@@ -139,6 +155,7 @@ class Manifest:
     golden: tuple[GoldenPicture, ...]
     metrics: dict[str, Interval]
     provenance: Provenance
+    candidates: tuple[Candidate, ...] = ()  # for int8; empty where none was looked for
     format_version: int = field(default=FORMAT_VERSION)
 
     __pydantic_config__ = _STRICT
@@ -250,6 +267,14 @@ def _check_consistency(manifest: Manifest, source: str) -> None:
         (contract.input != IMAGES, f"contract.input: found {contract.input}, wanted {IMAGES}"),
         (contract.output != LOGITS, f"contract.output: found {contract.output}, wanted {LOGITS}"),
         (not (manifest.variants or manifest.twins), "variants and twins: found none, wanted at least one model file"),
+        (
+            len({variant.precision for variant in manifest.variants}) != len(manifest.variants),
+            "variants: found a precision twice, wanted each once",
+        ),
+        (
+            len({candidate.name for candidate in manifest.candidates}) != len(manifest.candidates),
+            "candidates: found a name twice, wanted each once",
+        ),
         (not manifest.golden, "golden: found none, wanted at least one picture"),
         (
             any(picture.label not in contract.labels for picture in manifest.golden),

@@ -12,10 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundle.errors import BundleError, ProviderError
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Variant, check_embedded
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Manifest, Variant, check_embedded
 from bundle.repository import Bundle
 
 Provider = Literal["auto", "cpu", "cuda"]
+Choice = Literal["auto", "fp32", "fp16", "int8"]  # of a variant
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 
@@ -40,23 +41,24 @@ class OnnxModel:
 
 
 def open_model(
-    bundle: Bundle, *, precision: str = "fp32", provider: Provider = "cpu", intra_op_threads: int = 1
+    bundle: Bundle, *, precision: Choice = "fp32", provider: Provider = "cpu", intra_op_threads: int = 1
 ) -> OnnxModel:
-    """Check a variant's hash and metadata, and open it.
+    """Check a variant's hash and metadata, and open it. "auto" takes int8 on a CPU, fp16 on CUDA, else fp32.
 
     Raises BundleError for a file that is not what the manifest says, ProviderError for a missing provider.
     """
-    variant = bundle.manifest.variant(precision)
+    variant = _choose_variant(bundle.manifest, provider) if precision == "auto" else bundle.manifest.variant(precision)
     data = bundle.read(variant.file, variant.sha256)
     path = bundle.folder / variant.file
-    session = _open_session(data, path, provider=provider, intra_op_threads=intra_op_threads)
+    session = open_session(data, path, provider=provider, intra_op_threads=intra_op_threads)
     contract = bundle.manifest.contract
     check_embedded(contract, session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY), source=str(path))
     _check_ends(session, path, crop_px=contract.preprocess.crop_px, class_count=len(contract.labels))
     return OnnxModel(session, bundle, variant)
 
 
-def _open_session(data: bytes, path: Path, *, provider: Provider, intra_op_threads: int) -> ort.InferenceSession:
+def open_session(data: bytes, path: Path, *, provider: Provider, intra_op_threads: int) -> ort.InferenceSession:
+    """Open an ONNX file's bytes; `path` names it in errors. Raises BundleError or ProviderError."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
@@ -75,6 +77,11 @@ def _open_session(data: bytes, path: Path, *, provider: Provider, intra_op_threa
             "check the driver and cuDNN with `nvidia-smi`, or run with --provider cpu"
         )
     return session
+
+
+def _choose_variant(manifest: Manifest, provider: Provider) -> Variant:
+    fast = "fp16" if _CUDA in _providers(provider) else "int8"
+    return manifest.variant(fast if any(one.precision == fast for one in manifest.variants) else "fp32")
 
 
 def _providers(provider: Provider) -> list[str]:

@@ -17,7 +17,7 @@ from bundle import golden
 from bundle.errors import ImageError
 from bundle.manifest import Contract
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
-from bundle.repository import Bundle, load_bundle
+from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
 from bundle.scores import Ranked, probabilities, rank
 from serving.batcher import Batcher, BatcherLimits
@@ -116,8 +116,15 @@ def load_model(
     Raises BundleError where the folder or an answer is not what was exported, ProviderError for a missing provider.
     """
     bundle = load_bundle(folder)
-    model = _open(bundle, settings, intra_op_threads=settings.intra_op_threads or 1)
-    difference = golden.replay(model)
+    proved = golden.open_proved(
+        bundle,
+        precision=settings.variant,
+        provider=settings.provider,
+        intra_op_threads=settings.intra_op_threads or 1,
+    )
+    model = proved.model
+    if proved.refused:
+        log.warning("variant refused, serving fp32", reason=proved.refused)
     cores = usable_cores()
     plan = make_plan(
         cores=cores,
@@ -130,7 +137,12 @@ def load_model(
     if planner is not None and settings.plans_itself and model.provider == "cpu":
         plan = planner.plan(plan, model, cores=cores)
         if plan.intra_op_threads != 1:
-            model = _open(bundle, settings, intra_op_threads=plan.intra_op_threads)
+            model = open_model(
+                bundle,
+                precision=model.variant.precision,
+                provider=settings.provider,
+                intra_op_threads=plan.intra_op_threads,
+            )
     contract = model.bundle.manifest.contract
     model_metrics = metrics.model(contract.name, contract.version)
     served = ServedModel(model, _batcher(model, settings, plan=plan, metrics=model_metrics), metrics=model_metrics)
@@ -145,15 +157,9 @@ def load_model(
         intra_op_threads=plan.intra_op_threads,
         decode_threads=plan.decode_threads,
         max_batch=plan.max_batch,
-        golden_difference=f"{difference:.1e}",
+        golden_difference=f"{proved.difference:.1e}",
     )
     return served
-
-
-def _open(bundle: Bundle, settings: ServerSettings, *, intra_op_threads: int) -> OnnxModel:
-    return open_model(
-        bundle, precision=settings.precision, provider=settings.provider, intra_op_threads=intra_op_threads
-    )
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bundle.preprocess import DEFAULT_LIMITS
-from bundle.runtime import Provider
+from bundle.runtime import Choice, Provider
 from serving.errors import SettingsError
 
 
@@ -26,7 +26,7 @@ class ServerSettings:
     http_address: Annotated[str, _setting("Serve HTTP on host:port; no host: that of --address; off: none.")] = ":8080"
     default_model: Annotated[str, _setting("Answer requests without a model by this one; empty: the only one.")] = ""
     provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
-    precision: Annotated[Literal["fp32", "fp16", "int8"], _setting("Serve this variant of every bundle.")] = "fp32"
+    variant: Annotated[Choice, _setting("Serve this variant; auto: int8 on CPU, fp16 on CUDA, else fp32.")] = "auto"
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
     instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
     intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: as planned.", low=0)] = 0

@@ -5,18 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
+from bundle.golden import open_proved
 from bundle.manifest import MANIFEST_NAME
 from bundle.repository import load_bundle
+from bundle.runtime import Choice
 from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.calibration import unknown_threshold
 from trainer.config import FitConfig
 from trainer.data import Picture, is_split, load_dataset, load_labelled
-from trainer.export import bundle_logits
 from trainer.metrics import Floats, Ints, Logits, fit_temperature
 from trainer.network import all_logits, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
+from trainer.progress import Progress
 from trainer.session import EVALUATION_BATCH, restore_model
+from trainer.variants import bundle_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +56,27 @@ class Answers:
         return replace(self, pictures=tuple(self.pictures[row] for row in order), logits=self.logits[order])
 
 
-def answer(target: Path, data: Path | None) -> Answers:
-    """Ask a run or a bundle about labelled pictures; without `data` a run about its own held-out side.
+def answer(target: Path, data: Path | None, *, variant: Choice = "fp32") -> Answers:
+    """Ask a run, or that variant of a bundle, about labelled pictures; without `data` a run about its held-out side.
 
     Raises CheckpointError, BundleError or DataError.
     """
     if (target / MANIFEST_NAME).exists() and data is not None:
-        return _bundle_answers(target, data)
+        return _bundle_answers(target, data, variant=variant)
     return _run_answers(target, data)
 
 
-def _bundle_answers(target: Path, data: Path) -> Answers:
+def _bundle_answers(target: Path, data: Path, *, variant: Choice) -> Answers:
     bundle = load_bundle(target)
+    proved = open_proved(bundle, precision=variant)
+    if proved.refused:
+        Progress().say(f"answering with fp32: {proved.refused}")
     contract = bundle.manifest.contract
     pictures = _pictures(data, contract.labels)
     return Answers(
         pictures=pictures,
         labels=contract.labels,
-        logits=bundle_logits(bundle, pictures),
+        logits=bundle_logits(bundle, pictures, precision=proved.model.variant.precision),
         temperature=contract.temperature,
         fitted_on="validation, at export",
         unknown_below=contract.unknown_below,

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
+from bundle.runtime import Choice
 from trainer.config import FitConfig
 from trainer.data_cli import AsJson, DataSet, RunFolder, data_app, out
 from trainer.errors import Interrupted, ParityError
@@ -24,6 +25,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 _EXIT_CODES: Final[dict[type[CalotypeError], int]] = {ParityError: 1, Interrupted: 130}  # 130: what a shell expects
+
+Variant = Annotated[Choice, typer.Option(help="Run this variant of a bundle; auto: the one that a server takes.")]
 
 
 @app.command()
@@ -56,6 +59,7 @@ def fit(
 def evaluate(
     target: Annotated[Path, typer.Argument(help="Name a run folder, or a bundle models/NAME/VERSION.")],
     data: DataSet,
+    variant: Variant = "auto",
     precision: Annotated[
         float, typer.Option(help="Find each class's threshold for this precision, 0..1; 0: none.", min=0, max=1)
     ] = 0.0,
@@ -67,7 +71,7 @@ def evaluate(
     from trainer.metrics import evaluate as measure
     from trainer.tables import print_calibration, print_evaluation, print_thresholds
 
-    answers = answer(target, data)
+    answers = answer(target, data, variant=variant)
     evaluation = measure(answers.scores, answers.targets, answers.labels)
     calibration = compare_temperature(
         answers.logits, answers.targets, temperature=answers.temperature, fitted_on=answers.fitted_on
@@ -124,10 +128,14 @@ def export(
     portable: Annotated[
         bool, typer.Option("--portable", help="Add one ONNX graph from any decoded picture to probabilities.")
     ] = False,
+    int8: Annotated[
+        bool | None,
+        typer.Option("--int8/--no-int8", help="Add INT8 where it is as right as fp32 and faster. [default: tried]"),
+    ] = None,
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
-    from trainer.tables import print_calibration
+    from trainer.tables import print_calibration, print_candidates
 
     exported = export_run(
         run,
@@ -136,6 +144,7 @@ def export(
         with_onnx=onnx or not torchscript,
         with_torchscript=torchscript or not onnx,
         with_portable=portable,
+        with_int8=int8,
     )
     table = Table(
         "runtime", "pictures", "equal top-1", "largest difference", title=f"parity with torch on {exported.held_out}"
@@ -143,6 +152,10 @@ def export(
     for parity in exported.parity:
         table.add_row(parity.runtime, str(parity.picture_count), str(parity.equal_top1), f"{parity.max_difference:.1e}")
     out.print(table)
+    if exported.int8:
+        if exported.int8.candidates:
+            print_candidates(out, exported.int8.candidates)
+        out.print(f"{exported.int8.reason}; looked for {exported.int8.seconds:.0f} s")
     top1 = exported.metrics["top-1"]
     out.print(f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f})")
     print_calibration(out, exported.calibration, unknown_below=exported.unknown_below)
@@ -155,15 +168,19 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="Name a bundle models/NAME/VERSION.")],
     paths: Annotated[list[Path], typer.Argument(help="Name pictures, or folders of pictures.")],
     top_k: Annotated[int, typer.Option(help="Show so many labels.", min=1)] = 5,
+    variant: Variant = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Classify files with the deployed ONNX model."""
+    from bundle.golden import open_proved
     from bundle.preprocess import load_input
     from bundle.repository import load_bundle
-    from bundle.runtime import open_model
     from bundle.scores import is_unknown, probabilities, rank
 
-    model = open_model(load_bundle(bundle))
+    proved = open_proved(load_bundle(bundle), precision=variant)
+    if proved.refused:
+        typer.echo(f"answering with fp32: {proved.refused}", err=True)
+    model = proved.model
     contract = model.bundle.manifest.contract
     failures = 0
     for path in _files(paths):

@@ -7,6 +7,7 @@ CalotypeError (bundle.errors)
     ├── WeightsError          pretrained weights that are not at hand
     ├── CheckpointError       a run folder that cannot be read or resumed
     ├── ExportError           a network that cannot be written as asked
+    ├── QuantizationError     a graph that onnxruntime cannot write in INT8; fp32 is exported all the same
     ├── ParityError           an export whose runtimes disagree; nothing was written
     └── Interrupted           Ctrl-C while training; the last checkpoint is kept
 """
@@ -36,6 +37,10 @@ class CheckpointError(TrainerError):
 
 class ExportError(TrainerError):
     """A network that cannot be written in the format that was asked for."""
+
+
+class QuantizationError(TrainerError):
+    """A graph that cannot be written in INT8."""
 
 
 class ParityError(TrainerError):

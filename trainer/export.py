@@ -10,36 +10,40 @@ from typing import Final
 import numpy as np
 import torch
 
-from bundle.golden import answers, replay
+from bundle.golden import replay
 from bundle.manifest import (
     Contract,
     GoldenPicture,
     Interval,
     Manifest,
+    Precision,
     Twin,
     Variant,
 )
 from bundle.preprocess import PreprocessSpec, load_input
-from bundle.repository import GOLDEN_FOLDER, Bundle, file_sha256, load_bundle, new_version, write_manifest
+from bundle.repository import GOLDEN_FOLDER, file_sha256, load_bundle, new_version, write_manifest
 from bundle.runtime import open_model
 from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.calibration import Calibration, compare_temperature, unknown_threshold
 from trainer.checkpoint import Run
 from trainer.data import Picture, Side
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, QuantizationError
+from trainer.int8_search import Evidence, Found, search
 from trainer.metrics import Ints, Logits, evaluate, fit_temperature
 from trainer.network import Deployed
 from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
-from trainer.proof import MAX_DIFFERENCE, MAX_LOGIT_DIFFERENCE, Parity, prove
+from trainer.progress import Progress
+from trainer.proof import Parity, prove
 from trainer.session import restore_model
 from trainer.twins import write_exported_program, write_torchscript
+from trainer.variants import GOLDEN_LOGIT_TOLERANCE, GOLDEN_TOLERANCE, bundle_logits, measure, with_latencies
 
+INT8_FILE: Final = "model.int8.onnx"
 GOLDEN_COUNT: Final = 8
-GOLDEN_TOLERANCE: Final = 10 * MAX_DIFFERENCE  # other CPUs round otherwise
-GOLDEN_LOGIT_TOLERANCE: Final = MAX_LOGIT_DIFFERENCE  # in units of the largest golden logit or 1
 PROOF_FILES: Final = 500  # all where there are fewer; at least 200 are asked for
+_FILES: Final[dict[Precision, str]] = {"fp32": ONNX_FILE, "int8": INT8_FILE}
 _LIBRARIES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "timm")
 
 
@@ -53,6 +57,7 @@ class Exported:
     held_out: Side
     calibration: Calibration
     unknown_below: float
+    int8: Found | None  # where it was looked for
 
 
 def export(
@@ -63,14 +68,18 @@ def export(
     with_onnx: bool = True,
     with_torchscript: bool = True,
     with_portable: bool = False,
+    with_int8: bool | None = None,
 ) -> Exported:
     """Write models/name/<next version>; raises ParityError, and then nothing is left behind.
 
     Each format that is asked for is proved against torch. Only a version with ONNX can be served, and only one can
-    have the portable graph: ConfigError. `with_torchscript` writes its successor, torch.export, beside it.
+    have the portable graph or INT8: ConfigError. `with_torchscript` writes its successor, torch.export, beside it.
+    INT8 is looked for unless `with_int8` is False, and added where it is as right and faster.
     """
     if with_portable and not with_onnx:
         raise ConfigError("--portable stands on the ONNX graph, found --torchscript alone; add --onnx")
+    if with_int8 and not with_onnx:
+        raise ConfigError("--int8 is made from ONNX, found --torchscript alone; add --onnx, or leave out --int8")
     run = checkpoint.read_run(run_folder)
     _, tensors = checkpoint.load(run_folder, "best")
     model = restore_model(run, tensors).eval()
@@ -90,6 +99,10 @@ def export(
         )
         if with_onnx:
             write_onnx(model, contract, folder / ONNX_FILE)
+        evidence = Evidence(
+            calibration=sides["train"], selection=sides["val"], confirmation=sides[held_out][:PROOF_FILES]
+        )
+        found = _search_int8(folder, contract, evidence) if with_onnx and with_int8 is not False else None
         twins: tuple[Twin, ...] = ()
         if with_torchscript:
             twins += (write_torchscript(model, contract, folder / "model.torchscript.pt"),)
@@ -97,6 +110,7 @@ def export(
         if with_portable:
             twins += (write_portable(contract, folder / ONNX_FILE, folder / PORTABLE_FILE),)
         manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
+        manifest = replace(manifest, candidates=found.candidates if found else ())
         manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
     return Exported(
         folder=models / name / str(version),
@@ -105,6 +119,7 @@ def export(
         held_out=held_out,
         calibration=calibration,
         unknown_below=unknown_below,
+        int8=found,
     )
 
 
@@ -130,10 +145,19 @@ def _draft(
         file = f"{number:02d}{picture.path.suffix.lower()}"
         (folder / GOLDEN_FOLDER / file).write_bytes(picture.path.read_bytes())
         items.append(GoldenPicture(file=file, sha256=file_sha256(folder / GOLDEN_FOLDER / file), label=picture.label))
-    variants: tuple[Variant, ...] = ()
-    if (folder / ONNX_FILE).exists():
-        zeros = tuple((0.0,) * len(contract.labels) for _ in golden)
-        variants = (_variant(folder, zeros),)
+    unmeasured = Variant(
+        precision="fp32",
+        file=ONNX_FILE,
+        sha256="",
+        golden_logits=tuple((0.0,) * len(contract.labels) for _ in golden),
+        tolerance=GOLDEN_TOLERANCE,
+        logit_tolerance=GOLDEN_LOGIT_TOLERANCE,
+    )
+    variants = tuple(
+        replace(unmeasured, precision=precision, file=file, sha256=file_sha256(folder / file))
+        for precision, file in _FILES.items()
+        if (folder / file).exists()
+    )
     created = datetime.datetime.now(datetime.UTC)
     if "SOURCE_DATE_EPOCH" in os.environ:
         created = datetime.datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), datetime.UTC)
@@ -167,34 +191,21 @@ def _prove_and_measure(
         proved = replace(manifest, metrics=evaluate(scores, targets, labels).headlines)
         write_manifest(folder, proved)
         return proved, parity
-    golden_logits = answers(open_model(bundle), bundle.golden_pictures(), manifest.contract.preprocess)
     scores = probabilities(bundle_logits(bundle, held_out), temperature=manifest.contract.temperature)
     metrics = evaluate(scores, targets, labels).headlines
-    variant = _variant(folder, tuple(tuple(float(value) for value in row) for row in golden_logits))
-    proved = replace(manifest, variants=(replace(variant, accuracy=metrics["top-1"]),), metrics=metrics)
+    measured = tuple(measure(bundle, variant, held_out) for variant in manifest.variants)
+    proved = replace(manifest, variants=with_latencies(bundle, measured), metrics=metrics)
     write_manifest(folder, proved)
-    replay(open_model(load_bundle(folder)))
+    for variant in proved.variants:
+        replay(open_model(load_bundle(folder), precision=variant.precision))
     return proved, parity
 
 
-def _variant(folder: Path, golden_logits: tuple[tuple[float, ...], ...]) -> Variant:
-    largest = max(1.0, max(abs(value) for row in golden_logits for value in row))
-    return Variant(
-        precision="fp32",
-        file=ONNX_FILE,
-        sha256=file_sha256(folder / ONNX_FILE),
-        golden_logits=golden_logits,
-        tolerance=GOLDEN_TOLERANCE,
-        logit_tolerance=GOLDEN_LOGIT_TOLERANCE * largest,
-    )
-
-
-def bundle_logits(bundle: Bundle, pictures: tuple[Picture, ...]) -> Logits:
-    """Return logits (N, C) of files through the serving preprocessing and ONNX Runtime."""
-    contract = bundle.manifest.contract
-    model = open_model(bundle, intra_op_threads=len(os.sched_getaffinity(0)))
-    rows = [model.run(load_input(item.path.read_bytes(), contract.preprocess)[np.newaxis]) for item in pictures]
-    return np.concatenate(rows)
+def _search_int8(folder: Path, contract: Contract, evidence: Evidence) -> Found:
+    try:
+        return search(folder / ONNX_FILE, folder / INT8_FILE, contract=contract, evidence=evidence, say=Progress().say)
+    except QuantizationError as error:  # fp32 is whole and proved on its own
+        return Found(candidates=(), is_kept=False, reason=f"fp32 alone: {error}", seconds=0)
 
 
 def torch_logits(model: Deployed, spec: PreprocessSpec, pictures: tuple[Picture, ...]) -> Logits:

@@ -8,6 +8,7 @@ import torch
 
 from bundle import __version__
 from bundle.manifest import Provenance
+from bundle.runtime import Choice
 from trainer import checkpoint
 from trainer.answers import answer
 from trainer.backbones import build
@@ -78,9 +79,9 @@ def resume(folder: Path) -> Session:
     )
 
 
-def evaluate_target(target: Path, data: Path) -> Evaluation:
+def evaluate_target(target: Path, data: Path, *, variant: Choice) -> Evaluation:
     """Evaluate a run with torch, or a bundle with ONNX Runtime, on labelled pictures."""
-    answers = answer(target, data)
+    answers = answer(target, data, variant=variant)
     return evaluate(answers.scores, answers.targets, answers.labels)
 
 

@@ -1,17 +1,35 @@
 """Print measurements for a person: what `trainer evaluate` and `trainer compare` show on stdout."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.manifest import Interval
+from bundle.manifest import Candidate, Interval
 from trainer.calibration import Calibration, ClassThreshold
 from trainer.compare import Comparison, p_value
 from trainer.metrics import Evaluation
 
 _MAX_CONFUSION: Final = 20  # classes; wider tables fit no terminal
+
+
+def print_candidates(out: Console, candidates: Sequence[Candidate]) -> None:
+    """Print what the search for INT8 tried."""
+    columns = ("candidate", "accuracy", "as fp32", "ms, batch 1", "ms, batch 8", "MB", "verdict")
+    table = Table(*columns, title="int8: chosen on validation pictures, timed on one thread")
+    for row in candidates:
+        table.add_row(
+            row.name,
+            f"{row.accuracy.value:.4f}",
+            f"{row.agreement:.1%}",
+            f"{row.latency_ms:.1f}",
+            f"{row.latency_batch8_ms:.1f}",
+            f"{row.size_bytes / 1e6:.1f}",
+            row.verdict,
+        )
+    out.print(table)
 
 
 def print_evaluation(out: Console, evaluation: Evaluation) -> None:

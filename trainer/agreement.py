@@ -1,0 +1,62 @@
+"""When may a model with rounded weights stand for the one it was made from? The rule of INT8, in search and proof.
+
+Not the rule of fp32 runtimes, which must agree within 1e-4: eight bits move every probability. What counts is that
+held-out pictures are still answered right.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.metrics import Floats, Ints, wilson
+
+MAX_ACCURACY_DROP: Final = 0.005  # below 200 pictures less than one picture: then none may be lost on balance
+MIN_AGREEMENT: Final = 0.9  # a floor against broken graphs: among 1,000 classes about 5 % of answers change places
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How a model's answers compare with the reference's on the same labelled pictures."""
+
+    hits: int
+    picture_count: int
+    agreement: float  # share of pictures with the same best label
+    mean_difference: float  # of a probability: decides between candidates with equal hits
+    objection: str  # why it must not stand for the reference; empty where it may
+
+
+def compare(reference: Floats, found: Floats, targets: Ints, *, labels: tuple[str, ...]) -> Likeness:
+    """Compare probabilities (N, C) of a model with the reference's, given targets (N,)."""
+    return Likeness(
+        hits=int((found.argmax(1) == targets).sum()),
+        picture_count=len(targets),
+        agreement=float((found.argmax(1) == reference.argmax(1)).mean()),
+        mean_difference=float(np.abs(found - reference).mean()),
+        objection=_objection(reference, found, targets, labels=labels),
+    )
+
+
+def _objection(reference: Floats, found: Floats, targets: Ints, *, labels: tuple[str, ...]) -> str:
+    was_right, is_right = reference.argmax(1) == targets, found.argmax(1) == targets
+    lost = int(was_right.sum()) - int(is_right.sum())
+    if lost > MAX_ACCURACY_DROP * len(targets):
+        return (
+            f"accuracy falls by {100 * lost / len(targets):.2f} points "
+            f"({lost} of {len(targets)} pictures), allowed {100 * MAX_ACCURACY_DROP:g}"
+        )
+    for index, label in enumerate(labels):
+        members = targets == index
+        if not members.any():
+            continue
+        low = wilson(int(was_right[members].sum()), int(members.sum())).low
+        share = float(is_right[members].mean())
+        if share < low:
+            return f"class {label!r} falls to {share:.3f}, below its interval's {low:.3f}"
+    agreement = float((found.argmax(1) == reference.argmax(1)).mean())
+    if not agreement >= MIN_AGREEMENT:
+        return f"only {agreement:.1%} of answers stay the same, wanted {MIN_AGREEMENT:.0%}"
+    return "" if np.isfinite(found).all() else "probabilities that are no numbers"

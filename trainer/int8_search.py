@@ -1,0 +1,181 @@
+"""Look for an INT8 form of an exported graph that is as right as fp32 and faster on this CPU, or say why there is none.
+
+Calibrated on training pictures, chosen on validation pictures, confirmed on those of the export proof. Bounded: six
+recipes, then at most three more that keep the most sensitive blocks float; none is begun after BUDGET_S.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from bundle.manifest import Candidate, Contract
+from trainer.data import Picture
+from trainer.int8_trials import Examination, Measure, Trial, answer, choose, load_images, time_trials
+from trainer.latency import interleaved_medians_ms
+from trainer.quantize import PICTURES, Quantizer, Recipe
+from trainer.sensitivity import most_sensitive_blocks
+
+BUDGET_S: Final = 90.0
+SELECTION_PICTURES: Final = 500
+KEPT: Final = "kept"
+_RECIPES: Final = tuple(
+    Recipe(method=method, per_channel=per_channel)
+    for methods in (("minmax", "percentile"), ("entropy",))  # the slow one last: time may be over
+    for per_channel in (True, False)
+    for method in methods
+)
+_FLOAT_BLOCKS: Final = (1, 2, 4)
+_SENSITIVITY_PICTURES: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The pictures that the search may look at."""
+
+    calibration: tuple[Picture, ...]  # training side
+    selection: tuple[Picture, ...]  # validation side
+    confirmation: tuple[Picture, ...]  # those of the export proof
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the search tried, fp32 first, and why it kept what it kept."""
+
+    candidates: tuple[Candidate, ...]
+    is_kept: bool
+    reason: str
+    seconds: float
+
+
+def search(
+    graph: Path,
+    target: Path,
+    *,
+    contract: Contract,
+    evidence: Evidence,
+    say: Callable[[str], None] = lambda _: None,
+    measure: Measure = interleaved_medians_ms,
+) -> Found:
+    """Write `target` where a candidate is right and faster; otherwise leave nothing there and return the reason."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="calotype-int8-") as scratch:
+        pictures = stratified(evidence.calibration, max(PICTURES.values()))
+        examination = Examination(stratified(evidence.selection, SELECTION_PICTURES), graph, contract=contract)
+        say(f"int8: calibrating on {len(pictures)} training pictures, judging on {len(examination.targets)} others")
+        quantizer = Quantizer(graph, Path(scratch), contract=contract, pictures=load_images(pictures, contract))
+        workshop = _Workshop(quantizer, examination, Path(scratch), deadline=started + BUDGET_S, say=say)
+        trials = time_trials([examination.reference, *workshop.try_all(_RECIPES)], measure)
+        if all(trial.objection for trial in trials[1:]):
+            trials = _rescue(trials, workshop, measure=measure)
+        best = choose(trials[1:])
+        reason = _confirm(best, evidence.confirmation, graph, contract=contract) if best else _why_none(trials)
+        if best and not reason:
+            shutil.copyfile(best.path, target)
+            gain = trials[0].latencies_ms[0] / best.latencies_ms[0]
+            reason = f"int8 kept: {best.name}, {gain:.2f} times as fast as fp32 on one picture"
+            verdicts = {best.name: KEPT}
+        else:
+            verdicts = {best.name: reason} if best else {}
+            reason = f"fp32 alone: {reason}"
+        lines = [trial.candidate(verdicts.get(trial.name, "")) for trial in trials]
+    lines[0] = replace(lines[0], verdict="reference")
+    return Found(
+        candidates=tuple(lines),
+        is_kept=KEPT in verdicts.values(),
+        reason=reason,
+        seconds=time.monotonic() - started,
+    )
+
+
+def stratified(pictures: Sequence[Picture], count: int) -> tuple[Picture, ...]:
+    """Return at most count pictures, class after class in turn, in an order that depends on their contents alone."""
+    by_label: dict[str, list[Picture]] = {}
+    for picture in sorted(pictures, key=lambda item: item.sha256):
+        by_label.setdefault(picture.label, []).append(picture)
+    ranked = [(turn, label, item) for label, members in by_label.items() for turn, item in enumerate(members)]
+    return tuple(item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])[:count])
+
+
+class _Workshop:
+    """Writes and examines recipes until the time is over."""
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        examination: Examination,
+        scratch: Path,
+        *,
+        deadline: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._quantizer = quantizer
+        self._examination = examination
+        self._scratch = scratch
+        self._deadline = deadline
+        self._say = say
+        self._count = 0
+
+    def try_all(self, recipes: Sequence[Recipe]) -> list[Trial]:
+        trials: list[Trial] = []
+        for recipe in recipes:
+            if trials and time.monotonic() > self._deadline:
+                self._say(f"int8: {BUDGET_S:g} s are over, leaving out {recipe.name} and what follows")
+                break
+            trials.append(self.attempt(recipe))
+        return trials
+
+    def attempt(self, recipe: Recipe) -> Trial:
+        started, self._count = time.monotonic(), self._count + 1
+        path = self._scratch / f"candidate{self._count}.onnx"
+        self._quantizer.write(recipe, path)
+        likeness = self._examination.likeness(path)
+        self._say(
+            f"int8: {recipe.name}: {likeness.hits} of {likeness.picture_count} right, "
+            f"{likeness.agreement:.1%} as fp32, {time.monotonic() - started:.1f} s"
+        )
+        return Trial(name=recipe.name, path=path, likeness=likeness, recipe=recipe)
+
+    def sensitive_blocks(self, recipe: Recipe, graph: Path) -> list[int]:
+        images = self._quantizer.pictures[:_SENSITIVITY_PICTURES]
+        self._say(f"int8: measuring how sensitive each of {len(self._quantizer.blocks)} blocks is")
+        return most_sensitive_blocks(
+            self._quantizer,
+            recipe,
+            wanted=answer(graph, images),
+            answer=lambda path: answer(path, images),
+            scratch=self._scratch,
+        )
+
+
+def _rescue(trials: list[Trial], workshop: _Workshop, *, measure: Measure) -> list[Trial]:
+    """Keep the most sensitive blocks of the closest fast candidate float, more and more of them, until one is good."""
+    fast = [trial for trial in trials[1:] if trial.likeness.objection == trial.objection]
+    if not fast:
+        return trials  # a graph that is slow in int8 does not become faster by keeping parts of it float
+    closest = min(fast, key=lambda trial: trial.likeness.mean_difference)
+    assert closest.recipe is not None
+    order = workshop.sensitive_blocks(closest.recipe, trials[0].path)
+    for count in _FLOAT_BLOCKS:
+        if count >= len(order):
+            break
+        recipe = replace(closest.recipe, float_blocks=tuple(sorted(order[:count])))
+        (trial,) = workshop.try_all([recipe])
+        trials = [*trials, time_trials([trials[0], trial], measure)[1]]
+        if not trials[-1].objection:
+            break
+    return trials
+
+
+def _confirm(best: Trial, pictures: tuple[Picture, ...], graph: Path, *, contract: Contract) -> str:
+    """Return why the chosen candidate fails on other pictures; empty where it does not."""
+    objection = Examination(pictures, graph, contract=contract).likeness(best.path).objection
+    return f"{best.name} was the best, but on the pictures of the proof: {objection}" if objection else ""
+
+
+def _why_none(trials: Sequence[Trial]) -> str:
+    closest = min(trials[1:], key=lambda trial: trial.likeness.mean_difference)
+    return f"none of {len(trials) - 1} int8 candidates is good; the closest, {closest.name}: {closest.objection}"

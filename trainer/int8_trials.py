@@ -1,0 +1,122 @@
+"""A candidate for INT8 and what is measured of it: answers on labelled pictures, latency on one thread, size."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import IMAGES, LOGITS, Candidate, Contract
+from bundle.preprocess import load_input
+from bundle.runtime import open_session
+from bundle.scores import probabilities
+from trainer.agreement import Likeness, Logits, compare
+from trainer.data import Picture
+from trainer.metrics import Ints, wilson
+from trainer.quantize import Recipe
+
+MIN_SPEEDUP: Final = 1.1  # at batch 1 and at batch 8: less is not worth another set of answers
+EQUAL_SPEED: Final = 1.05  # what two timings of one model differ by
+_TIMED_BATCHES: Final = (1, 8)
+_EVALUATION_BATCH: Final = 16
+
+Images = NDArray[np.uint8]  # (N, H, W, 3)
+Measure = Callable[[Sequence[Callable[[], object]]], list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One candidate with its answers; the latencies in ms, at batch 1 and 8, follow."""
+
+    name: str
+    path: Path
+    likeness: Likeness
+    recipe: Recipe | None = None
+    latencies_ms: tuple[float, ...] = ()
+    objection: str = ""
+
+    def candidate(self, verdict: str = "") -> Candidate:
+        """Return the line of the table."""
+        return Candidate(
+            name=self.name,
+            accuracy=wilson(self.likeness.hits, self.likeness.picture_count),
+            agreement=self.likeness.agreement,
+            latency_ms=self.latencies_ms[0],
+            latency_batch8_ms=self.latencies_ms[1],
+            size_bytes=self.path.stat().st_size,
+            verdict=verdict or self.objection or "good, another is faster or closer to fp32",
+        )
+
+
+class Examination:
+    """Labelled pictures with fp32's answers; candidates are compared with those."""
+
+    def __init__(self, pictures: tuple[Picture, ...], graph: Path, *, contract: Contract) -> None:
+        self._contract = contract
+        self._images = load_images(pictures, contract)
+        self.targets: Ints = np.array([contract.labels.index(item.label) for item in pictures], dtype=np.int64)
+        self._wanted = probabilities(answer(graph, self._images), temperature=contract.temperature)
+        self.reference = Trial(name="fp32", path=graph, likeness=self._compare(self._wanted))
+
+    def likeness(self, path: Path) -> Likeness:
+        """Compare a file's answers with fp32's."""
+        return self._compare(probabilities(answer(path, self._images), temperature=self._contract.temperature))
+
+    def _compare(self, found: NDArray[np.float64]) -> Likeness:
+        return compare(self._wanted, found, self.targets, labels=self._contract.labels)
+
+
+def load_images(pictures: Sequence[Picture], contract: Contract) -> Images:
+    """Return pictures as model input, uint8 (N, H, W, 3), through the serving preprocessing."""
+    return np.stack([load_input(item.path.read_bytes(), contract.preprocess) for item in pictures])
+
+
+def answer(path: Path, images: Images) -> Logits:
+    """Return logits (N, C) of an ONNX file, on all cores."""
+    session = open_session(path.read_bytes(), path, provider="cpu", intra_op_threads=len(os.sched_getaffinity(0)))
+    starts = range(0, len(images), _EVALUATION_BATCH)
+    return np.concatenate(
+        [session.run([LOGITS.name], {IMAGES.name: images[start : start + _EVALUATION_BATCH]})[0] for start in starts]
+    )
+
+
+def time_trials(trials: Sequence[Trial], measure: Measure) -> list[Trial]:
+    """Add latencies on one thread to trials, and the objection where one is not faster than the first, fp32."""
+    sessions = [
+        open_session(trial.path.read_bytes(), trial.path, provider="cpu", intra_op_threads=1) for trial in trials
+    ]
+    shape = tuple(sessions[0].get_inputs()[0].shape[1:])
+    columns = []
+    for size in _TIMED_BATCHES:
+        feed = {IMAGES.name: np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)}
+        columns.append(measure([partial(session.run, None, feed) for session in sessions]))
+    latencies = list(zip(*columns, strict=True))
+    timed = []
+    for trial, row in zip(trials, latencies, strict=True):
+        speedup, batch = min(
+            (whole / own, size) for whole, own, size in zip(latencies[0], row, _TIMED_BATCHES, strict=True)
+        )
+        slow = (
+            ""
+            if speedup >= MIN_SPEEDUP
+            else f"{speedup:.2f} times fp32's speed at batch {batch}, wanted {MIN_SPEEDUP:g}"
+        )
+        objection = "; ".join(filter(None, (trial.likeness.objection, slow)))
+        timed.append(replace(trial, latencies_ms=row, objection=objection))
+    return timed
+
+
+def choose(trials: Sequence[Trial]) -> Trial | None:
+    """Return the fastest trial without objection; among equally fast ones the most often right, then the closest."""
+    good = [trial for trial in trials if not trial.objection]
+    if not good:
+        return None
+    fastest = min(trial.latencies_ms[0] for trial in good)
+    return min(
+        (trial for trial in good if trial.latencies_ms[0] <= EQUAL_SPEED * fastest),
+        key=lambda trial: (-trial.likeness.hits, trial.likeness.mean_difference),
+    )
