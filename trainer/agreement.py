@@ -41,6 +41,8 @@ def compare(reference: Floats, found: Floats, targets: Ints, *, labels: tuple[st
 
 
 def _objection(reference: Floats, found: Floats, targets: Ints, *, labels: tuple[str, ...]) -> str:
+    if not np.isfinite(found).all():
+        return "probabilities that are no numbers"
     was_right, is_right = reference.argmax(1) == targets, found.argmax(1) == targets
     lost = int(was_right.sum()) - int(is_right.sum())
     if lost > MAX_ACCURACY_DROP * len(targets):
@@ -55,8 +57,8 @@ def _objection(reference: Floats, found: Floats, targets: Ints, *, labels: tuple
         low = wilson(int(was_right[members].sum()), int(members.sum())).low
         share = float(is_right[members].mean())
         if share < low:
-            return f"class {label!r} falls to {share:.3f}, below its interval's {low:.3f}"
+            return f"class {label[:64]!r} falls to {share:.3f}, below its interval's {low:.3f}"
     agreement = float((found.argmax(1) == reference.argmax(1)).mean())
-    if not agreement >= MIN_AGREEMENT:
+    if agreement < MIN_AGREEMENT:
         return f"only {agreement:.1%} of answers stay the same, wanted {MIN_AGREEMENT:.0%}"
-    return "" if np.isfinite(found).all() else "probabilities that are no numbers"
+    return ""

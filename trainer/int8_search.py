@@ -75,8 +75,7 @@ def search(
         reason = _confirm(best, evidence.confirmation, graph, contract=contract) if best else _why_none(trials)
         if best and not reason:
             shutil.copyfile(best.path, target)
-            gain = trials[0].latencies_ms[0] / best.latencies_ms[0]
-            reason = f"int8 kept: {best.name}, {gain:.2f} times as fast as fp32 on one picture"
+            reason = f"int8 kept: {best.name}, {best.speedups[0]:.2f} times as fast as fp32 on one picture"
             verdicts = {best.name: KEPT}
         else:
             verdicts = {best.name: reason} if best else {}
@@ -96,8 +95,8 @@ def stratified(pictures: Sequence[Picture], count: int) -> tuple[Picture, ...]:
     by_label: dict[str, list[Picture]] = {}
     for picture in sorted(pictures, key=lambda item: item.sha256):
         by_label.setdefault(picture.label, []).append(picture)
-    ranked = [(turn, label, item) for label, members in by_label.items() for turn, item in enumerate(members)]
-    return tuple(item for _, _, item in sorted(ranked, key=lambda entry: entry[:2])[:count])
+    ranked = [(turn, item) for members in by_label.values() for turn, item in enumerate(members)]
+    return tuple(item for _, item in sorted(ranked, key=lambda entry: (entry[0], entry[1].sha256))[:count])
 
 
 class _Workshop:

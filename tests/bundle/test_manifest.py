@@ -14,6 +14,7 @@ from bundle.errors import BundleError
 from bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    Candidate,
     Contract,
     GoldenPicture,
     Interval,
@@ -39,6 +40,18 @@ FRACTIONS = st.floats(0, 1)
 INTERVALS = st.builds(Interval, value=NUMBERS, low=NUMBERS, high=NUMBERS)
 
 RUNTIMES = st.sampled_from(["torchscript", "torch.export", "portable"])
+
+
+CANDIDATES = st.builds(
+    Candidate,
+    name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
+    accuracy=INTERVALS,
+    agreement=FRACTIONS,
+    latency_ms=st.floats(0.001, 1e6),
+    latency_batch8_ms=st.floats(0.001, 1e6),
+    size_bytes=st.integers(1, 2**40),
+    verdict=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
+)
 
 
 @st.composite
@@ -82,7 +95,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return Manifest(
         contract=contract,
         created=draw(TEXT),
-        variants=tuple(draw(st.lists(variants, min_size=1, max_size=2))),
+        variants=tuple(draw(st.lists(variants, min_size=1, max_size=2, unique_by=lambda one: one.precision))),
         twins=tuple(draw(st.lists(st.builds(Twin, runtime=RUNTIMES, file=NAMES, sha256=SHA256S)))),
         golden=golden,
         metrics=draw(st.dictionaries(TEXT, INTERVALS, max_size=2)),
@@ -95,6 +108,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 commit=st.none() | TEXT,
             )
         ),
+        candidates=tuple(draw(st.lists(CANDIDATES, max_size=2, unique_by=lambda one: one.name))),
     )
 
 
@@ -155,6 +169,13 @@ def test_an_unknown_field_is_named(path: str):
     assert f"{path}surprise: found 1" in refusal(put(f"{path}surprise", 1))
 
 
+def test_a_variant_twice_is_refused():
+    """Or `auto` would not know which of the two it means."""
+    assert "variants: found a precision twice" in refusal(
+        lambda document: document["variants"].append(document["variants"][0])
+    )
+
+
 REQUIRED = ["contract", "created", "variants", "twins", "golden", "metrics", "provenance"]
 
 
@@ -190,6 +211,8 @@ def test_a_missing_field_of_the_contract_is_named(name: str):
         ("provenance.seed", "0"),
         ("provenance.libraries.onnx", 1),
         ("metrics.top1", 1.0),
+        ("candidates.0.size_bytes", "9"),
+        ("candidates.0.accuracy", 0.9),
     ],
 )
 def test_a_wrong_type_is_named(path: str, value: object):
@@ -227,6 +250,10 @@ def test_a_wrong_type_is_named(path: str, value: object):
         ("variants.0.golden_logits.0.0", float("inf"), "variants.0.golden_logits.0.0"),
         ("variants.0.golden_logits.0", [1.0], "variants.fp32.golden_logits: wanted 3 rows of 2 numbers"),
         ("variants.0.golden_logits", [[1.0, 2.0]], "variants.fp32.golden_logits: wanted 3 rows of 2 numbers"),
+        ("candidates.0.agreement", 1.5, "candidates.0.agreement"),
+        ("candidates.0.latency_ms", 0, "candidates.0.latency_ms"),
+        ("candidates.0.verdict", "", "candidates.0.verdict"),
+        ("candidates.1.name", "fp32", "candidates: found a name twice"),
         ("golden.0.label", "medium", "golden: found a label"),
         ("golden", [], "golden: found none"),
     ],

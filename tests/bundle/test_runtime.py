@@ -9,7 +9,7 @@ import pytest
 from bundle.errors import BundleError, ProviderError
 from bundle.repository import Bundle
 from bundle.runtime import open_model
-from tests.bundle.tiny_bundle import forge, graph, make_bundle
+from tests.bundle.tiny_bundle import add_int8, forge, graph, make_bundle
 
 
 @pytest.fixture
@@ -59,6 +59,23 @@ def test_a_precision_that_is_not_there_is_refused(tiny: Bundle):
     """The message lists the precisions to choose from."""
     with pytest.raises(BundleError, match="no int8 variant, found fp32"):
         open_model(tiny, precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted"),
+    [(["CPUExecutionProvider"], "int8"), (["CUDAExecutionProvider", "CPUExecutionProvider"], "fp32")],
+)
+def test_auto_takes_int8_on_a_cpu_alone(
+    tiny: Bundle, available: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch
+):
+    """On CUDA it would take fp16, and fp32 where that is not there."""
+    assert open_model(tiny, precision="auto").variant.precision == "fp32"
+    both = add_int8(tiny)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: available)
+    session = ort.InferenceSession
+    cpu_alone = lambda *args, providers, **options: session(*args, providers=["CPUExecutionProvider"], **options)
+    monkeypatch.setattr(ort, "InferenceSession", cpu_alone)
+    assert open_model(both, precision="auto", provider="auto").variant.precision == wanted
 
 
 def test_a_model_without_its_contract_is_refused(tiny: Bundle):

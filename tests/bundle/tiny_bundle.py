@@ -18,6 +18,7 @@ from bundle.manifest import (
     CONTRACT_KEY,
     IMAGES,
     LOGITS,
+    Candidate,
     Contract,
     GoldenPicture,
     Interval,
@@ -33,6 +34,7 @@ from bundle.repository import GOLDEN_FOLDER, Bundle, load_bundle, new_version, w
 SPEC = PreprocessSpec(resize_px=8, crop_px=4)
 STEEPNESS = 8.0
 MODEL_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
 
 
 def png(picture: Image.Image) -> bytes:
@@ -158,6 +160,18 @@ def make_manifest(
             seed=0,
             libraries={"onnx": onnx.__version__},
         ),
+        candidates=tuple(
+            Candidate(
+                name=name,
+                accuracy=Interval(value=1.0, low=0.9, high=1.0),
+                agreement=1.0,
+                latency_ms=2.0,
+                latency_batch8_ms=16.0,
+                size_bytes=1000,
+                verdict=verdict,
+            )
+            for name, verdict in (("fp32", "reference"), ("minmax per channel", "not faster"))
+        ),
     )
 
 
@@ -179,6 +193,18 @@ def make_bundle(
             (folder / GOLDEN_FOLDER / file).write_bytes(data)
         write_manifest(folder, make_manifest(contract, model=model))
     return load_bundle(models / name / str(version))
+
+
+def add_int8(bundle: Bundle, *, steepness: float = STEEPNESS) -> Bundle:
+    """Add an int8 variant, floats in truth; with another steepness its golden answers are a lie."""
+    contract, manifest = bundle.manifest.contract, bundle.manifest
+    model = graph(contract, steepness=steepness)
+    (bundle.folder / INT8_FILE).write_bytes(model)
+    added = replace(
+        manifest.variant("fp32"), precision="int8", file=INT8_FILE, sha256=hashlib.sha256(model).hexdigest()
+    )
+    write_manifest(bundle.folder, replace(manifest, variants=(*manifest.variants, added)))
+    return load_bundle(bundle.folder)
 
 
 def forge(

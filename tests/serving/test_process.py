@@ -95,6 +95,17 @@ def test_flipped_byte_is_refused(models):
     assert "sha256" in refusal(models)
 
 
+def test_variant_that_is_not_there_is_refused(models):
+    """One line that names those that are."""
+    assert "no int8 variant, found fp32; choose" in refusal(models, "--variant", "int8")
+
+
+def test_int8_that_fails_its_golden_pictures_is_refused_by_name(models):
+    """Fail closed: what was asked for serves, or nothing."""
+    tiny_bundle.add_int8(models / "colours" / "1", scale=0.5)
+    assert "(int8): golden picture" in refusal(models, "--variant", "int8")
+
+
 def test_empty_folder_is_refused(tmp_path):
     """One line that says what to do."""
     assert re.search(r"no models; write one with `trainer export", refusal(tmp_path))

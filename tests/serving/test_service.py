@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -238,6 +239,25 @@ def test_models_are_described(models):
         assert (listed.state, tuple(listed.labels)) == (pb.Model.READY, tiny_bundle.LABELS)
         assert (listed.preprocess.resize_px, listed.preprocess.crop_px) == (32, tiny_bundle.CROP_PX)
         assert (listed.provider, listed.precision, len(listed.digest)) == ("cpu", "fp32", 64)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("variant", "scale", "served"),
+    [("auto", 1.0, "int8"), ("int8", 1.0, "int8"), ("fp32", 1.0, "fp32"), ("auto", 0.5, "fp32")],
+    ids=["auto", "by name", "fp32 by name", "int8 that fails its golden pictures"],
+)
+def test_variant_that_serves_is_named(models, variant, scale, served):
+    """Auto takes int8 on a CPU, and fp32 where int8 does not prove itself on this machine."""
+    tiny_bundle.add_int8(models / "colours" / "1", scale=scale)
+    settings = replace(SETTINGS, variant=variant)
+
+    async def scene():
+        async with serving(models, load=lambda folder: load_model(folder, settings, metrics=METRICS)) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            assert (await stub.GetModel(pb.GetModelRequest())).precision == served
+            assert best(await stub.Classify(request("red", "blue"))) == ["red", "blue"]
 
     asyncio.run(scene())
 

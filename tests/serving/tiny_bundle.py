@@ -84,6 +84,15 @@ def graph(contract: Contract, *, scale: float) -> bytes:
     return model.SerializeToString()
 
 
+def add_int8(folder: Path, *, scale=1.0) -> None:
+    """Add an int8 variant, floats in truth; with another scale its golden answers are a lie."""
+    manifest = load_bundle(folder).manifest
+    data = graph(manifest.contract, scale=scale)
+    (folder / "model.int8.onnx").write_bytes(data)
+    added = replace(manifest.variant("fp32"), precision="int8", file="model.int8.onnx", sha256=_sha256(data))
+    write_manifest(folder, replace(manifest, variants=(*manifest.variants, added)))
+
+
 def change_constant(folder: Path, name: str, factor: float) -> None:
     """Scale a constant in the graph and sign the file anew: only the golden pictures can tell."""
     path = folder / "model.onnx"

@@ -49,7 +49,7 @@ def test_flags_choose_the_formats(
     run: Path, tmp_path: Path, flags: tuple[str, ...], files: set[str], next_command: str
 ) -> None:
     """Neither flag means both; what is not asked for is not written, and the last line says what can be done next."""
-    done = trainer("export", run, "--to", tmp_path, "--name", "m", *flags)
+    done = trainer("export", run, "--to", tmp_path, "--name", "m", "--no-int8", *flags)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "m" / "1").iterdir()} == {*files, "bundle.json", "golden"}
     assert f"next: {next_command}" in done.stdout.splitlines()[-1]
@@ -57,7 +57,7 @@ def test_flags_choose_the_formats(
 
 def test_predict_and_evaluate_answer_from_the_bundle(run: Path, data: Path, tmp_path: Path) -> None:
     """Every picture gets all labels, scores that sum to 1; a file that is none fails alone, with exit code 1."""
-    assert trainer("export", run, "--to", tmp_path, "--name", "m", "--onnx").returncode == 0
+    assert trainer("export", run, "--to", tmp_path, "--name", "m", "--onnx", "--no-int8").returncode == 0
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     done = trainer("predict", tmp_path / "m" / "1", data / "red", tmp_path / "broken.jpg", "--json")
     *answers, broken = [json.loads(line) for line in done.stdout.splitlines()]
