@@ -31,7 +31,7 @@ from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Contract, contract_to_
 from trainer.errors import QuantizationError
 
 Method = Literal["minmax", "percentile", "entropy"]
-MAX_BLOCKS: Final = 16  # of consecutive layers, as fine as sensitivity is measured
+MAX_BLOCKS: Final = 25  # of consecutive layers, as fine as sensitivity is measured
 PICTURES: Final[dict[Method, int]] = {"minmax": 128, "percentile": 32, "entropy": 16}  # histograms are slow
 _METHODS: Final = {
     "minmax": (CalibrationMethod.MinMax, {}),
@@ -70,7 +70,7 @@ class Recipe:
     def name(self) -> str:
         """Short enough for a table."""
         grain = "per channel" if self.per_channel else "per tensor"
-        kept = f", {len(self.float_blocks)} of the blocks float" if self.float_blocks else ""
+        kept = f", {len(self.float_blocks)} blocks float" if self.float_blocks else ""
         return f"{self.method} {grain}{kept}"
 
 

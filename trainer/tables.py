@@ -5,7 +5,7 @@ from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.manifest import Candidate, Interval
 from trainer.calibration import Calibration, ClassThreshold
@@ -18,7 +18,9 @@ _MAX_CONFUSION: Final = 20  # classes; wider tables fit no terminal
 def print_candidates(out: Console, candidates: Sequence[Candidate]) -> None:
     """Print what the search for INT8 tried."""
     columns = ("candidate", "accuracy", "as fp32", "ms, batch 1", "ms, batch 8", "MB", "verdict")
-    table = Table(*columns, title="int8: chosen on validation pictures, timed on one thread")
+    table = Table(
+        Column(columns[0], no_wrap=True), *columns[1:], title="int8: chosen on validation pictures, timed on one thread"
+    )
     for row in candidates:
         table.add_row(
             row.name,

@@ -73,7 +73,10 @@ def test_auto_takes_int8_on_a_cpu_alone(
     both = add_int8(tiny)
     monkeypatch.setattr(ort, "get_available_providers", lambda: available)
     session = ort.InferenceSession
-    cpu_alone = lambda *args, providers, **options: session(*args, providers=["CPUExecutionProvider"], **options)
+
+    def cpu_alone(*args, **options):
+        return session(*args, **{**options, "providers": ["CPUExecutionProvider"]})
+
     monkeypatch.setattr(ort, "InferenceSession", cpu_alone)
     assert open_model(both, precision="auto", provider="auto").variant.precision == wanted
 
