@@ -53,7 +53,7 @@ def test_export_writes_a_bundle_that_opens(exported: Bundle) -> None:
     """All files are there, golden answers stand in the manifest, and the batch is dynamic."""
     manifest = exported.manifest
     assert manifest.contract.labels == LABELS
-    assert len(manifest.golden) == len(manifest.variants[0].golden_logits) == 3
+    assert len(manifest.golden) == len(manifest.variants[0].golden_logits) == 6
     assert {picture.label for picture in manifest.golden} == set(LABELS)
     assert manifest.metrics["top-1"].low <= manifest.metrics["top-1"].value
     model = open_model(exported)
