@@ -1,4 +1,4 @@
-"""Log lines to stderr: for people, or one JSON object a line."""
+"""Log lines to stderr: for people, or one JSON object a line; libraries' warnings among them."""
 
 import logging
 import sys
@@ -8,6 +8,15 @@ import structlog
 from structlog.typing import Processor
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class _Forward(logging.Handler):
+    """Hands lines of the standard library's logging (grpc, uvicorn, OpenTelemetry) to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log it again."""
+        level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING
+        structlog.get_logger(record.name).log(level, record.getMessage(), source=record.name, exc_info=record.exc_info)
 
 
 def configure_logs(*, log_format: str = "console", log_level: str = "info") -> None:
@@ -27,3 +36,4 @@ def configure_logs(*, log_format: str = "console", log_level: str = "info") -> N
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,  # else every call binds anew, 8 µs even where its level is off
     )
+    logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Headless Chromium, started once."""
+    """Headless Chromium, for one file: while playwright lives, asyncio.run fails in this thread."""
     from tests.browser import launch  # only the tests that open a page need playwright
 
     yield from launch()
