@@ -1,63 +1,104 @@
-"""Which models are here, and in which state: the newest version of each that proves itself is served.
+"""Which models are here, in which state, and which version of each answers: the newest good one, or the pinned one.
 
-A version that fails is remembered with its reason, and the one before it is tried; a model of which none is left stops
-the start. Knows no grpc.
+`refresh` brings this in line with the folder while requests are answered: versions that appear are loaded and proved
+before anyone can reach them, those that vanish leave. A version that fails is remembered with its reason, never
+serves, and is tried again only when its folder changes. Knows no grpc.
 """
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import structlog
 
 from bundle.errors import BundleError, CalotypeError
 from bundle.repository import model_names, versions
 from serving.classifier import ServedModel
-from serving.errors import NotReadyError, StartupError, UnknownModelError
-
-State = Literal["LOADING", "READY", "DRAINING", "FAILED"]
+from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
+from serving.memory import return_memory
+from serving.shelves import Entry, Shelf, fingerprint
+from serving.versions import NEWEST, VersionPolicy
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One version of one model."""
-
-    name: str
-    version: int
-    state: State
-    reason: str = ""  # why it does not serve
-    served: ServedModel | None = None  # where it is READY or DRAINING
-
-
 class Catalogue:
-    """Name → version → entry. Read from the event loop while `load_all` fills it from a thread."""
+    """Name → shelf. Read from the event loop at any time; `load_all`, `refresh` and `release` run in a thread."""
 
-    def __init__(self, models: Path, load: Callable[[Path], ServedModel], *, default_model: str = "") -> None:
+    def __init__(
+        self,
+        models: Path,
+        load: Callable[[Path], ServedModel],
+        *,
+        default_model: str = "",
+        policy: VersionPolicy | None = None,
+        on_refused: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._models = models
         self._load = load
         self._default_model = default_model
-        self._entries: dict[tuple[str, int], Entry] = {}
+        self._policy = policy or VersionPolicy()
+        self._on_refused = on_refused  # hears the model's name for every version that fails
+        self._shelves: dict[str, Shelf] = {}  # replaced, never changed
+        self._changing = threading.Lock()
+        self._refreshing = threading.Lock()
+        self._leaving: list[ServedModel] = []
+        self._pins: dict[str, int] = {}
+        self._complaints: tuple[set[str], set[str]] = (set(), set())  # of the last look at the folder, and of this one
         self._is_loaded = False
+        self._is_closing = False
 
     def load_all(self) -> None:
-        """Load the newest good version of every model; blocks. Raises StartupError with one line."""
+        """Load what answers of every model, the rest is for `refresh`; blocks. Raises StartupError with one line."""
         try:
             names = model_names(self._models)
-        except BundleError as error:
+            self._pins = self._policy.read_pins()
+        except (BundleError, SettingsError) as error:
             raise StartupError(str(error)) from error
         if not names:
             raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")
-        if self._default_model and self._default_model not in names:
-            raise StartupError(f"{self._models}: no model {self._default_model!r}, found {', '.join(names)}")
+        for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
+            if wanted not in names:
+                raise StartupError(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")
         for name in names:
-            self._load_newest(name)
+            self._load_first(name)
+        if not self._default_model and len(names) == 1:
+            self._default_model = names[0]  # also when others appear later: whoever named none goes on being answered
         self._is_loaded = True
 
+    def refresh(self) -> None:
+        """Bring the shelves in line with the folder and the pins; blocks while new versions are proved.
+
+        What leaves is out of reach at once; `release` closes it. A folder that cannot be read, or is suddenly empty, is
+        taken for a lost mount: what serves goes on serving.
+        """
+        with self._refreshing:
+            self._complaints = (self._complaints[1], set())
+            try:
+                found = {name: versions(self._models, name) for name in model_names(self._models)}
+            except (BundleError, OSError) as error:
+                self._complain(f"{self._models}: cannot be looked at, all stays as it is: {error}")
+                return
+            if not found:
+                self._complain(f"{self._models}: no models any more, all stays as it is")
+                return
+            self._read_pins()
+            for name in sorted(set(self._pins) - set(found)):
+                self._complain(f"pinned model {name!r} is not here")
+            for name in sorted({*found, *self._shelves}):
+                self._refresh_model(name, found.get(name, []))
+
+    def release(self, timeout_s: float) -> None:
+        """Close what has left, when its requests are answered, for at most timeout_s seconds each; blocks."""
+        if not self._leaving:
+            return
+        while self._leaving:
+            self._leaving.pop().close(timeout_s)
+        return_memory()
+
     def find(self, model: str = "", version: str = "") -> ServedModel:
-        """Return the served model; empty names mean the only or default model and its newest ready version.
+        """Return the served model; empty names mean the only or default model and the version that answers.
 
         Raises UnknownModelError, or NotReadyError where it is there but cannot answer.
         """
@@ -71,54 +112,139 @@ class Catalogue:
         if not self._is_loaded:
             raise NotReadyError("models are loading; try again in a few seconds")
         name = model or self._default_name()
-        candidates = [entry for entry in self.entries() if entry.name == name]
-        if not candidates:
+        shelf = self._shelf(name)
+        if not shelf.entries:
             raise UnknownModelError(f"no model {name[:64]!r}; `ListModels` names what is served")
         if not version:
-            return next((entry for entry in reversed(candidates) if entry.state == "READY"), candidates[-1])
-        for entry in candidates:
+            return shelf.get(shelf.answering) or shelf.entries[-1]
+        for entry in shelf.entries:
             if str(entry.version) == version:
                 return entry
-        there = ", ".join(str(entry.version) for entry in candidates)
+        there = ", ".join(str(entry.version) for entry in shelf.entries)
         raise UnknownModelError(f"model {name!r} has no version {version[:16]!r}, found {there}")
+
+    def candidate(self, name: str, version: int) -> ServedModel | None:
+        """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
+        shelf = self._shelf(name)
+        number = max(shelf.ready(), default=None) if version == NEWEST else version
+        entry = shelf.get(number)
+        return entry.served if entry and entry.state == "READY" and number != shelf.answering else None
 
     def entries(self) -> list[Entry]:
         """Return every known version, by name and version ascending."""
-        return [entry for _, entry in sorted(self._entries.copy().items())]
+        return [entry for _, shelf in sorted(self._shelves.items()) for entry in shelf.entries]
 
     def start_draining(self) -> None:
-        """Mark every served model as DRAINING: `find` refuses it from now on."""
-        for entry in self.entries():
-            if entry.state == "READY":
-                self._put(entry.name, entry.version, "DRAINING", served=entry.served)
+        """Mark every served model as DRAINING: `find` refuses it from now on, and `refresh` loads no more."""
+        self._is_closing = True
+        for name in list(self._shelves):
+            self._change(name, Shelf.draining)
 
     def close(self, timeout_s: float) -> bool:
         """Finish what is queued for at most timeout_s seconds a model; say whether all was done."""
-        finished = [entry.served.close(timeout_s) for entry in self.entries() if entry.served is not None]
+        self._is_closing = True
+        with self._refreshing:
+            self.release(timeout_s)
+            finished = [entry.served.close(timeout_s) for entry in self.entries() if entry.served is not None]
         return all(finished)
 
-    def _load_newest(self, name: str) -> None:
-        first_reason = ""
-        for version in reversed(versions(self._models, name)):
-            self._put(name, version, "LOADING")
-            try:
-                served = self._load(self._models / name / str(version))
-            except CalotypeError as error:
-                first_reason = first_reason or str(error)
-                self._put(name, version, "FAILED", reason=str(error))
-                log.error("version refused", model=name, version=version, reason=str(error))
-                continue
-            self._put(name, version, "READY", served=served)
-            return
-        raise StartupError(first_reason)
+    def _load_first(self, name: str) -> None:
+        """Load the version that answers. Raises StartupError where there is none."""
+        pin = self._pins.get(name)
+        there = versions(self._models, name)
+        if pin is not None and pin not in there:
+            found = ", ".join(map(str, there))
+            raise StartupError(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
+        wanted = reversed(there) if pin is None else [pin]
+        reasons = [self._bring_up(name, version) for version in wanted if not self._shelf(name).ready()]
+        if not self._shelf(name).ready():
+            raise StartupError(reasons[0])
+        self._choose(name)
 
-    def _put(
-        self, name: str, version: int, state: State, *, reason: str = "", served: ServedModel | None = None
-    ) -> None:
-        self._entries[name, version] = Entry(name=name, version=version, state=state, reason=reason, served=served)
+    def _refresh_model(self, name: str, there: list[int]) -> None:
+        pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
+        known = {entry.version for entry in self._shelf(name).entries}
+        if set(self._shelf(name).ready()) & set(there):
+            self._remove(name, known - set(there))  # at once: a rollback does not wait for others to be loaded
+        stays: set[int] = set()
+        ready_count = 0
+        for version in reversed(there):
+            if ready_count < self._policy.keep or version == pin or (shadow and version == shadow.version):
+                self._bring_up(name, version)
+                self._choose(name)  # at once: older ones, which are only kept, may take their time
+                stays.add(version)
+                ready_count += version in self._shelf(name).ready()
+        answering = {self._shelf(name).answering} & set(there)
+        self._remove(name, {entry.version for entry in self._shelf(name).entries} - stays - answering)
+        if pin is not None and self._shelf(name).answering != pin:
+            self._complain(f"{name}: pinned to version {pin}, which cannot serve; {self._shelf(name).answering} does")
+
+    def _bring_up(self, name: str, version: int) -> str:
+        """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
+        folder, known = self._models / name / str(version), self._shelf(name).get(version)
+        seen = fingerprint(folder)
+        if self._is_closing or (known is not None and known.fingerprint == seen):
+            return known.reason if known else "shutting down"
+        serving = known if known is not None and known.state == "READY" else None
+        entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
+        if serving is None:
+            self._put(entry)
+        try:
+            served = self._load(folder)
+        except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the other versions go on
+            reason = str(error) if isinstance(error, CalotypeError) else f"{folder}: {type(error).__name__}: {error}"
+            log.error("version refused", model=name, version=version, reason=reason)
+            self._on_refused(name)
+            refused = replace(entry, state="FAILED") if serving is None else serving
+            self._put(replace(refused, reason=reason, fingerprint=seen))
+            return reason
+        self._put(replace(entry, state="READY", served=served))
+        if serving is not None and serving.served is not None:
+            self._leaving.append(serving.served)
+        return ""
+
+    def _remove(self, name: str, gone: set[int]) -> None:
+        leaving = [entry for entry in self._shelf(name).entries if entry.version in gone]
+        self._change(name, lambda shelf: shelf.without(gone))
+        self._choose(name)
+        for entry in leaving:
+            log.info("version leaves", model=name, version=entry.version, state=entry.state)
+            if entry.served is not None:
+                self._leaving.append(entry.served)
+
+    def _choose(self, name: str) -> None:
+        before = self._shelf(name).answering
+        self._change(name, lambda shelf: shelf.with_choice(self._pins.get(name)))
+        if self._shelf(name).answering != before:
+            log.info("answering version", model=name, version=self._shelf(name).answering, before=before)
+
+    def _put(self, entry: Entry) -> None:
+        self._change(entry.name, lambda shelf: shelf.with_entry(entry))
+
+    def _change(self, name: str, change: Callable[[Shelf], Shelf]) -> None:
+        """Replace a shelf, or drop it when nothing is on it: one assignment, which readers see whole."""
+        with self._changing:
+            shelves = {**self._shelves, name: change(self._shelf(name))}
+            self._shelves = {key: shelf for key, shelf in shelves.items() if shelf.entries}
+
+    def _shelf(self, name: str) -> Shelf:
+        return self._shelves.get(name, Shelf())
+
+    def _read_pins(self) -> None:
+        try:
+            self._pins = self._policy.read_pins()
+        except SettingsError as error:
+            self._complain(f"pins stay as they are: {error}")
+
+    def _complain(self, text: str) -> None:
+        """Log what an operator has to mend, once for as long as it lasts."""
+        before, now = self._complaints
+        now.add(text)
+        if text not in before:
+            log.error(text)
 
     def _default_name(self) -> str:
-        names = sorted({entry.name for entry in self.entries()})
+        names = sorted(self._shelves)
         if self._default_model or len(names) == 1:
             return self._default_model or names[0]
         raise UnknownModelError(f"several models are served, name one of {', '.join(names)}")

@@ -14,7 +14,7 @@ import structlog
 from numpy.typing import NDArray
 
 from bundle import golden
-from bundle.errors import ImageError
+from bundle.errors import BundleError, ImageError
 from bundle.manifest import Contract
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
 from bundle.repository import load_bundle
@@ -57,6 +57,11 @@ class ServedModel:
         self.digest = model.bundle.digest
         self.provider: str = model.provider  # the one that really runs
         self.precision: str = model.variant.precision
+
+    @property
+    def queued_items(self) -> int:
+        """How many admitted pictures nobody has taken yet."""
+        return self._batcher.queued_items
 
     def start(self) -> None:
         """Start the batcher's threads and publish that this version serves."""
@@ -116,6 +121,7 @@ def load_model(
     Raises BundleError where the folder or an answer is not what was exported, ProviderError for a missing provider.
     """
     bundle = load_bundle(folder)
+    _check_place(folder, bundle.manifest.contract)
     proved = golden.open_proved(
         bundle,
         precision=settings.variant,
@@ -160,6 +166,15 @@ def load_model(
         golden_difference=f"{proved.difference:.1e}",
     )
     return served
+
+
+def _check_place(folder: Path, contract: Contract) -> None:
+    """Refuse a copy under another name: answers and metrics would name a model or version that is not this one."""
+    if (folder.parent.name, folder.name) != (contract.name, str(contract.version)):
+        raise BundleError(
+            f"{folder}: the manifest says {contract.name}/{contract.version}; give the folder that name back, and "
+            "choose the version that answers with --pin"
+        )
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """A small typed client, blocking and asyncio: bytes of pictures in, ranked labels out.
 
 Calls have a deadline. UNAVAILABLE and RESOURCE_EXHAUSTED are tried again by the gRPC library, after the server's own
-push-back where it names one.
+push-back where it names one; so is CANCELLED, which gRPC says of calls that reach a server in the moment it stops.
 """
 
 import json
@@ -27,7 +27,7 @@ _SERVICE_CONFIG: Final = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         }
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -17,8 +18,9 @@ import structlog
 from bundle.errors import ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import Payload, Probabilities, ServedModel
-from serving.errors import InvalidRequestError, status_name
+from serving.errors import InvalidRequestError, NotReadyError, status_name
 from serving.metrics import Metrics
+from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
 
 Door = Literal["classifier.v1", "inference", "http"]
@@ -38,12 +40,19 @@ class Dispatcher:
     """One for all doors of a server. `idle` is set while no request is being answered."""
 
     def __init__(
-        self, catalogue: Catalogue, *, max_images_per_request: int, metrics: Metrics, tracing: Tracing | None = None
+        self,
+        catalogue: Catalogue,
+        *,
+        max_images_per_request: int,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self.catalogue = catalogue
         self._max_images = max_images_per_request
         self._metrics = metrics
         self._tracing = tracing
+        self._shadow = shadow
         self._active = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -66,17 +75,37 @@ class Dispatcher:
         traced = self._tracing.request(door, picture_count=count) if self._tracing else nullcontext()
         with self._counted(door, picture_count=count) as names, traced as trace:
             self._check(images, version)
-            served = self.catalogue.find(model, version)
-            names.append(served.contract.name)
             deadline = None if time_left_s is None else time.monotonic() + time_left_s
-            futures = _submit(served, images, deadline=deadline, trace=trace)
+            served, futures = self._submit(images, model, version, names=names, deadline=deadline, trace=trace)
             waiting = [asyncio.wrap_future(future) for future in futures]
             try:
                 outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             finally:
                 for future in waiting:
                     future.cancel()
-            return Answers(model=served, outcomes=tuple(_expected(outcome) for outcome in outcomes))
+            answers = Answers(model=served, outcomes=tuple(_expected(outcome) for outcome in outcomes))
+            if self._shadow is not None and not version:  # a request that names its version is no candidate's business
+                offer = partial(self._shadow.offer, images, answers.outcomes, answering=served)
+                asyncio.get_running_loop().call_soon(offer)  # when the answer is on its way
+            return answers
+
+    def _submit(
+        self,
+        images: Sequence[Payload],
+        model: str,
+        version: str,
+        *,
+        names: list[str],
+        deadline: float | None,
+        trace: RequestTrace | None,
+    ) -> tuple[ServedModel, list[Future[Probabilities]]]:
+        served = self.catalogue.find(model, version)
+        names.append(served.contract.name)
+        try:
+            return served, _submit(served, images, deadline=deadline, trace=trace)
+        except NotReadyError:  # a swap came between the two lines, from the thread that watches the folder
+            served = self.catalogue.find(model, version)
+            return served, _submit(served, images, deadline=deadline, trace=trace)
 
     def count_refusal(self, error: Exception, *, door: Door) -> None:
         """Count a request that a door refused by itself, before there was anything to classify."""

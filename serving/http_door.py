@@ -22,13 +22,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bundle.errors import CalotypeError, ImageError
-from serving.catalogue import Entry
 from serving.classifier import Probabilities, ServedModel
 from serving.dispatcher import Answers, Dispatcher
 from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, QueueFullError, status_name
 from serving.http_body import BodyLimits, BodyReader
 from serving.metrics import Metrics
 from serving.page import page_routes
+from serving.shelves import Entry
 
 HTTP_STATUS: Final = {
     "INVALID_ARGUMENT": 400,

@@ -25,6 +25,7 @@ MAX_COUNTED_LABELS: Final = 1000  # a model with more classes is counted without
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SCORES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_DIFFERENCES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _MODEL: Final = ("model", "version")
 
 Stage = Literal["decode", "preprocess"]
@@ -66,6 +67,23 @@ class Metrics:
             "calotype_model_info",
             "1 for every version that serves.",
             (*_MODEL, "digest", "provider", "variant"),
+            registry=registry,
+        )
+        self.owners: dict[tuple[str, str], tuple[ModelMetrics, str]] = {}  # version to who publishes it, and its digest
+        self.load_failures = Counter(
+            "calotype_model_load_failures", "Versions that were refused.", ("model",), registry=registry
+        )
+        self.shadow = Counter(
+            "calotype_shadow",
+            "Pictures that a candidate also saw: same or different best label, dropped, failed.",
+            (*_MODEL, "agreement"),
+            registry=registry,
+        )
+        self.shadow_difference = Histogram(
+            "calotype_shadow_difference",
+            "Mean absolute difference of a picture's probabilities, candidate to answer.",
+            _MODEL,
+            buckets=_DIFFERENCES,
             registry=registry,
         )
         self.predictions = Counter("calotype_predictions", "Best labels given.", (*_MODEL, "label"), registry=registry)
@@ -135,10 +153,22 @@ class ModelMetrics(Observer):
 
     def on_ready(self, *, digest: str, provider: str, variant: str, queued: Callable[[], int]) -> None:
         """Publish that this version serves, and how many pictures wait for it."""
+        self._metrics.owners[self._labels] = (self, digest)
         self._metrics.model_info.labels(*self._labels, digest, provider, variant).set(1)
         self._metrics.queue_pictures.labels(*self._labels).set_function(queued)
 
     def on_gone(self, *, digest: str, provider: str, variant: str) -> None:
-        """Withdraw what `on_ready` published."""
-        self._metrics.model_info.remove(*self._labels, digest, provider, variant)
-        self._metrics.queue_pictures.remove(*self._labels)
+        """Withdraw what `on_ready` published, unless the same version has been loaded anew meanwhile."""
+        owner, serving = self._metrics.owners.get(self._labels, (self, digest))
+        if owner is self or serving != digest:
+            self._metrics.model_info.remove(*self._labels, digest, provider, variant)
+        if owner is self:
+            # The library's gauge refers to itself: were it still to know the queue, it would hold the whole model's
+            # memory until the garbage collector comes by (75 MB a swap, measured).
+            self._metrics.queue_pictures.labels(*self._labels).set_function(_nothing)
+            self._metrics.queue_pictures.remove(*self._labels)
+            self._metrics.owners.pop(self._labels, None)
+
+
+def _nothing() -> float:
+    return 0.0

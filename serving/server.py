@@ -1,5 +1,7 @@
 """The server's life: startup, serving, shutdown. It listens at once, and says SERVING only after every proof.
 
+While it serves it watches the models folder: see `catalogue` for what that brings.
+
 SIGTERM or SIGINT: health NOT_SERVING, the lame-duck time, no new requests, the queue finished, exit 0. A second
 signal exits at once.
 """
@@ -14,7 +16,7 @@ from typing import Final
 import grpc
 import structlog
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
@@ -22,6 +24,7 @@ from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
+from serving.health import HealthBoard
 from serving.http_body import BodyLimits
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
@@ -32,11 +35,11 @@ from serving.open_inference import InferenceService
 from serving.plan_search import Planner
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
+from serving.shadow import Shadow
 from serving.stages import Tracing
+from serving.watcher import Watcher
 
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
-_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _SERVICE_NAMES: Final = (SERVICE_NAME, INFERENCE_SERVICE_NAME)
 
 log = structlog.get_logger(__name__)
@@ -56,6 +59,7 @@ class Server:
             max_images_per_request=settings.max_images_per_request,
             metrics=metrics,
             tracing=tracing,
+            shadow=Shadow(catalogue, settings.policy().shadows, metrics=metrics),
         )
         self._inference = InferenceService(
             self._dispatcher,
@@ -64,8 +68,9 @@ class Server:
             is_serving=lambda: self._is_serving,
         )
         self._is_serving = False
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
         self._http = self._make_http(metrics, tracing)
+        self._health = HealthBoard(*_SERVICE_NAMES)
+        self._watcher = Watcher(catalogue, self._show_health, every_s=settings.watch_s, drain_s=settings.drain_s)
         self.port = 0
 
     @property
@@ -77,9 +82,9 @@ class Server:
         """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
         classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._grpc)  # type: ignore[no-untyped-call]  # generated
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]  # generated
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._health.register(self._grpc)
         reflection.enable_server_reflection((*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
-        await self._say(_NOT_SERVING)
+        await self._health.show([], is_serving=False)
         try:
             self.port = self._grpc.add_insecure_port(self._settings.address)
         except RuntimeError as error:
@@ -89,25 +94,29 @@ class Server:
         await asyncio.to_thread(self._catalogue.load_all)
 
     async def say_serving(self) -> None:
-        """Report SERVING overall, for each service and for each model."""
+        """Report SERVING overall, for each service and for what is ready; watch the models folder from now on."""
         self._is_serving = True
-        await self._say(_SERVING)
+        await self._show_health()
+        self._watcher.start()
 
     async def shutdown(self) -> None:
         """Drain: see the module."""
         self._is_serving = False
-        await self._health.enter_graceful_shutdown()
+        await self._health.stop()
+        stopping_watch = asyncio.create_task(self._watcher.stop())
         if self._settings.lame_duck_s:
             await asyncio.sleep(self._settings.lame_duck_s)
-        self._catalogue.start_draining()
         self._http.stop_accepting()
         stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_s))
+        await asyncio.sleep(0)  # stops accepting first: what came in before is answered, only open streams are refused
+        self._catalogue.start_draining()
         idle = asyncio.create_task(self._dispatcher.idle.wait())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         await self._grpc.stop(min(_FLUSH_S, self._settings.drain_s))  # health watchers would hold it for all of drain_s
         await stopping
         await self._http.stop(_FLUSH_S)
+        await stopping_watch
         await asyncio.to_thread(self._catalogue.close, self._settings.drain_s)
 
     async def abandon(self) -> None:
@@ -127,10 +136,8 @@ class Server:
         address = http_address(settings.http_address, beside=settings.address)
         return HttpServer(Envelope(door.app(), tracing=tracing), address, drain_s=settings.drain_s)
 
-    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        ready = {entry.name for entry in self._catalogue.entries() if entry.state == "READY"}
-        for name in ("", *_SERVICE_NAMES, *sorted(ready)):
-            await self._health.set(name, status)
+    async def _show_health(self) -> None:
+        await self._health.show(self._catalogue.entries(), is_serving=True)
 
 
 def run(models: Path, settings: ServerSettings) -> None:
@@ -146,6 +153,8 @@ async def _main(models: Path, settings: ServerSettings) -> None:
         models,
         lambda folder: load_model(folder, settings, metrics=metrics, planner=planner),
         default_model=settings.default_model,
+        policy=settings.policy(),
+        on_refused=lambda name: metrics.load_failures.labels(name).inc(),
     )
     tracing = _start_tracing()
     server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
@@ -200,12 +209,23 @@ def _stop_on_signal() -> asyncio.Event:
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
-    return [
+    options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
+        # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # A client that vanished without a word is noticed after 80 s, and what it waited for leaves the queue.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients behind balancers ping every 30 s
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.so_reuseport", 0),  # two servers on one port must fail, not share it silently
     ]
+    if settings.max_connection_age_s:
+        # Connections last, so a new server behind a connection balancer would get no calls. gRPC adds 10 % of jitter
+        # itself, so that clients do not all come back at once, and lets the calls under way finish.
+        options += [
+            ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * settings.drain_s)),
+        ]
+    return options

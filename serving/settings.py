@@ -5,6 +5,7 @@ CALOTYPE_MAX_BATCH.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from bundle.preprocess import DEFAULT_LIMITS
 from bundle.runtime import Choice, Provider
 from serving.errors import SettingsError
+from serving.versions import VersionPolicy, parse_pins, parse_shadows
 
 
 def _setting(text: str, *, low: float | None = None) -> Any:  # what typer.Option itself returns
@@ -25,6 +27,11 @@ class ServerSettings:
     address: Annotated[str, _setting("Listen on this host:port; port 0 takes a free one.")] = "0.0.0.0:50051"
     http_address: Annotated[str, _setting("Serve HTTP on host:port; no host: that of --address; off: none.")] = ":8080"
     default_model: Annotated[str, _setting("Answer requests without a model by this one; empty: the only one.")] = ""
+    pin: Annotated[str, _setting("Answer by these versions, NAME=VERSION,…; empty: by the newest good ones.")] = ""
+    pins_file: Annotated[Path | None, _setting("Read pins from this file too, again at every look.")] = None
+    keep: Annotated[int, _setting("Keep so many newest good versions of a model loaded.", low=1)] = 2
+    shadow: Annotated[str, _setting("Try NAME=VERSION:SHARE,… on live traffic; VERSION may be newest.")] = ""
+    watch_s: Annotated[float, _setting("Look for new versions every so many s; 0: never.", low=0)] = 2.0
     provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
     variant: Annotated[Choice, _setting("Serve this variant; auto: int8 on CPU, fp16 on CUDA, else fp32.")] = "auto"
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
@@ -40,6 +47,8 @@ class ServerSettings:
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
     max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels
     max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1)] = 64 * 2**20
+    max_concurrent_streams: Annotated[int, _setting("Run so many calls of a connection at once.", low=1)] = 256
+    max_connection_age_s: Annotated[float, _setting("Renew connections after so many s; 0: never.", low=0)] = 600.0
     lame_duck_s: Annotated[float, _setting("Keep answering so many s after SIGTERM.", low=0)] = 0.0
     drain_s: Annotated[float, _setting("Finish queued work for at most so many s on exit.", low=0)] = 30.0
     log_format: Annotated[Literal["console", "json"], _setting("Write log lines in this format.")] = "console"
@@ -52,7 +61,8 @@ class ServerSettings:
         return self.plan == "auto" and not any(given)
 
     def __post_init__(self) -> None:
-        """Refuse limits under which an allowed request could never be admitted."""
+        """Refuse limits under which an allowed request could never be admitted, and versions that make no sense."""
+        self.policy()
         pairs = (("max_images_per_request", "max_queue_images"), ("max_message_bytes", "max_queue_bytes"))
         for small, large in pairs:
             if getattr(self, small) > getattr(self, large):
@@ -60,3 +70,12 @@ class ServerSettings:
                     f"{small} is {getattr(self, small):,}, wanted at most {large} ({getattr(self, large):,}); "
                     f"raise --{large.replace('_', '-')}"
                 )
+
+    def policy(self) -> VersionPolicy:
+        """Return which versions are to be served. Raises SettingsError."""
+        return VersionPolicy(
+            keep=self.keep,
+            pins=parse_pins(self.pin, source="--pin"),
+            pins_file=self.pins_file,
+            shadows=parse_shadows(self.shadow, source="--shadow"),
+        )

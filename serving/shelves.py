@@ -1,0 +1,85 @@
+"""What is known of one model: its versions with their states, and the one that answers. Values that never change.
+
+A catalogue replaces a whole shelf at once, so that whoever reads one sees a swap either before or after, never between.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from serving.classifier import ServedModel
+
+State = Literal["LOADING", "READY", "DRAINING", "FAILED"]
+Fingerprint = tuple[tuple[str, int, int], ...]  # file, bytes, time of change in ns
+_MAX_FILES: Final = 1000  # of a model folder that a fingerprint looks at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One version of one model."""
+
+    name: str
+    version: int
+    state: State
+    reason: str = ""  # why it does not serve, or why what its folder holds by now is refused
+    served: ServedModel | None = None  # where it is READY or DRAINING
+    fingerprint: Fingerprint = ()  # of the folder that this state comes from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """The versions of one model, ascending, and the one that answers requests which name none."""
+
+    entries: tuple[Entry, ...] = ()
+    answering: int | None = None
+
+    def get(self, version: int | None) -> Entry | None:
+        """Return a version's entry."""
+        return next((entry for entry in self.entries if entry.version == version), None)
+
+    def ready(self) -> list[int]:
+        """Return the versions that can answer, ascending."""
+        return [entry.version for entry in self.entries if entry.state == "READY"]
+
+    def with_entry(self, new: Entry) -> "Shelf":
+        """Return a shelf with this entry in its version's place."""
+        others = [entry for entry in self.entries if entry.version != new.version]
+        return replace(self, entries=tuple(sorted([*others, new], key=lambda entry: entry.version)))
+
+    def without(self, versions: set[int]) -> "Shelf":
+        """Return a shelf without these versions."""
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.version not in versions))
+
+    def draining(self) -> "Shelf":
+        """Return a shelf whose ready versions answer no more."""
+        entries = (replace(entry, state="DRAINING") if entry.state == "READY" else entry for entry in self.entries)
+        return replace(self, entries=tuple(entries))
+
+    def with_choice(self, pin: int | None) -> "Shelf":
+        """Return a shelf on which the pinned version answers, or the newest ready one.
+
+        A pinned version that cannot answer leaves the choice as it was, where that one still can.
+        """
+        ready = self.ready()
+        if pin in ready:
+            return replace(self, answering=pin)
+        if pin is not None and self.answering in ready:
+            return self
+        return replace(self, answering=ready[-1] if ready else None)
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Return what changes whenever a file below a folder does; files that vanish meanwhile are left out."""
+    found = []
+    for place, _, files in os.walk(folder):
+        for file in sorted(files):
+            path = Path(place) / file
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            found.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
+            if len(found) == _MAX_FILES:
+                return tuple(found)
+    return tuple(sorted(found))

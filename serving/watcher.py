@@ -1,0 +1,52 @@
+"""Look at the models folder again and again, and let what has changed there reach the catalogue and health.
+
+It lists names and looks at file times instead of asking for notifications: these do not cross network drives, where
+models often lie, nor the renamed links of a mounted ConfigMap; a look costs one listing and a few stats a version.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import structlog
+
+from serving.catalogue import Catalogue
+
+log = structlog.get_logger(__name__)
+
+
+class Watcher:
+    """`start`, then `stop`; the first look is at once, also where every_s is 0 and it is the only one."""
+
+    def __init__(
+        self, catalogue: Catalogue, publish: Callable[[], Awaitable[None]], *, every_s: float, drain_s: float
+    ) -> None:
+        self._catalogue = catalogue
+        self._publish = publish
+        self._every_s = every_s
+        self._drain_s = drain_s
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._look_on())
+
+    async def stop(self) -> None:
+        """Look no more; returns when a look that is under way has ended."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
+    async def _look_on(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await asyncio.to_thread(self._catalogue.refresh)
+            except Exception:
+                log.exception("looking at the models folder failed; it is tried again")
+            await self._publish()  # before old versions are closed: their last requests may take long
+            await asyncio.to_thread(self._catalogue.release, self._drain_s)
+            if not self._every_s:
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._every_s)
