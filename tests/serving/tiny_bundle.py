@@ -38,8 +38,8 @@ def picture(label: str, *, size=(48, 40), file_format="PNG") -> bytes:
     return out.getvalue()
 
 
-def write(models: Path, *, name="colours", scale=1.0, mean=0.5) -> Path:
-    """Write the next version; return its folder."""
+def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0) -> Path:
+    """Write the next version; return its folder. The ballast is weights that change no answer."""
     with new_version(models, name) as (folder, version):
         contract = Contract(
             name=name,
@@ -49,13 +49,13 @@ def write(models: Path, *, name="colours", scale=1.0, mean=0.5) -> Path:
             mean=(mean,) * 3,
             std=(0.5,) * 3,
         )
-        model = graph(contract, scale=scale)
+        model = graph(contract, scale=scale, ballast_bytes=ballast_bytes)
         (folder / "model.onnx").write_bytes(model)
         _write_parts(folder, contract, model)
     return models / name / str(version)
 
 
-def graph(contract: Contract, *, scale: float) -> bytes:
+def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
     """Return uint8 NHWC -> cast -> mean over H, W -> normalise -> three logits, with the contract inside."""
     # (RGB, labels): unequal and small, or a shift of the mean would cancel in the softmax or drown in its saturation
     weights = scale * np.array([[0, 0, 1.4], [0, 2, 0], [3, 0, 0]], dtype=np.float32)
@@ -70,8 +70,16 @@ def graph(contract: Contract, *, scale: float) -> bytes:
         helper.make_node("ReduceMean", ["floats", "axes"], ["colour"], keepdims=0),
         helper.make_node("Sub", ["colour", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["scaled"]),
-        helper.make_node("MatMul", ["scaled", "weights"], ["logits"]),
+        helper.make_node("MatMul", ["scaled", "weights"], ["light" if ballast_bytes else "logits"]),
     ]
+    if ballast_bytes:
+        constants["ballast"] = np.zeros((len(LABELS), ballast_bytes // 4 // len(LABELS)), dtype=np.float32)
+        constants["last"] = np.array([1], dtype=np.int64)
+        nodes += [  # a product with the input, or the optimiser would fold it away
+            helper.make_node("MatMul", ["light", "ballast"], ["heavy"]),
+            helper.make_node("ReduceMax", ["heavy", "last"], ["nothing"], keepdims=1),
+            helper.make_node("Add", ["light", "nothing"], ["logits"]),
+        ]
     made = helper.make_graph(
         nodes,
         "colours",

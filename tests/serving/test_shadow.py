@@ -1,0 +1,91 @@
+"""Candidates on live traffic: what they say is counted, what they do never reaches a caller."""
+
+import threading
+
+import numpy as np
+import pytest
+import tiny_bundle
+from running import LIMIT_S, Running, classify, load, plain_channel, until
+
+from serving.classifier import load_model
+from serving.shadow import mean_difference
+
+LABELS = {"model": "colours", "version": "2"}
+
+
+def shadowed(server, agreement):
+    value = server.metrics.registry.get_sample_value("calotype_shadow_total", {**LABELS, "agreement": agreement})
+    return value or 0
+
+
+def test_agreement_and_difference_are_counted(models):
+    """A candidate with other weights: the same labels, other probabilities."""
+    tiny_bundle.write(models, scale=0.5)
+    with (
+        Running(models, pin="colours=1", shadow="colours=2:1") as server,
+        plain_channel(server.address) as channel,
+    ):
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the candidate")
+        for count in range(1, 4):
+            assert classify(channel) == "1"
+            until(lambda count=count: shadowed(server, "same") == count, what="the comparison")
+        value = server.metrics.registry.get_sample_value
+        until(lambda: value("calotype_shadow_difference_count", LABELS) == 3, what="the difference")
+        assert value("calotype_shadow_difference_sum", LABELS) > 0.01
+        assert value("calotype_pictures_total", {**LABELS, "outcome": "OK"}) == 3
+
+
+def test_disagreement_is_counted(models):
+    """A candidate that turns the weights round."""
+    tiny_bundle.write(models, scale=-1.0)
+    with (
+        Running(models, pin="colours=1", shadow="colours=newest:1") as server,
+        plain_channel(server.address) as channel,
+    ):
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the candidate")
+        classify(channel)
+        until(lambda: shadowed(server, "different") == 1, what="the comparison")
+
+
+@pytest.mark.parametrize(("text", "fields"), [("colours=2:0.000001", {}), ("colours=2:1", {"version": "1"})])
+def test_only_a_share_of_the_requests_without_a_version_is_tried(models, text, fields):
+    """Neither the rest of them, nor what was asked of one version on purpose."""
+    tiny_bundle.write(models)
+    with Running(models, pin="colours=1", shadow=text) as server, plain_channel(server.address) as channel:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the candidate")
+        for _ in range(20):
+            classify(channel, **fields)
+    assert server.metrics.registry.get_sample_value("calotype_pictures_total", {**LABELS, "outcome": "OK"}) == 0
+
+
+@pytest.mark.parametrize("is_stuck", [True, False])
+def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
+    """One that hangs fills up and is left alone; one that raises is counted."""
+    tiny_bundle.write(models)
+    may_go = threading.Event()
+
+    def run(rows):
+        if is_stuck:
+            may_go.wait(LIMIT_S)
+        raise RuntimeError("out of order")
+
+    def with_bad_candidate(folder):
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        if folder.name == "2":
+            served._batcher._run = run
+        return served
+
+    server = Running(models, load=with_bad_candidate, pin="colours=1", shadow="colours=2:1")
+    with server, plain_channel(server.address) as channel:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the candidate")
+        with load(lambda: classify(channel), callers=1) as calls:
+            until(lambda: shadowed(server, "dropped" if is_stuck else "failed") >= 3, what="the candidate's failure")
+        assert calls.seen == {"1"}
+        may_go.set()
+
+
+def test_versions_with_other_labels_are_compared_by_name():
+    """A label that one of them lacks has probability 0 there."""
+    left, right = np.array([0.25, 0.75]), np.array([0.5, 0.25, 0.25])
+    assert mean_difference(left, left, labels=(("a", "b"),) * 2) == 0
+    assert mean_difference(left, right, labels=(("a", "b"), ("b", "a", "c"))) == pytest.approx((0 + 0.25 + 0.25) / 3)

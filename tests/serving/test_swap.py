@@ -1,0 +1,284 @@
+"""Versions that come, go, fail and are chosen while a server answers: no call may fail for it."""
+
+import gc
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+import tiny_bundle
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from running import LIMIT_S, Running, classify, load, plain_channel, until
+
+from bundle.repository import versions
+from serving.classifier import load_model
+from serving.client import Client
+from serving.dispatcher import Dispatcher
+from serving.errors import SettingsError, StartupError
+from serving.settings import ServerSettings
+
+
+def hide(folder):
+    """Take a version away as an operator would."""
+    return folder.rename(folder.with_name(f".{folder.name}"))
+
+
+def test_swaps_and_rollback_lose_no_call(models):
+    """Eight new versions and two rollbacks under load, with a plain stub that never retries."""
+    with Running(models) as server, plain_channel(server.address, **{"grpc.enable_retries": 0}) as channel:
+        with load(lambda: classify(channel)) as calls:
+            for number in range(2, 10):
+                tiny_bundle.write(models)
+                until(lambda number=number: str(number) in calls.seen, what=f"version {number}")
+            for number in (9, 8):
+                hide(models / "colours" / str(number))
+                until(lambda number=number: server.answering() == number - 1, what="rollback")
+            calls.more()
+        assert calls.versions[-1] == "7"
+        until(lambda: server.states() == {6: "READY", 7: "READY"}, what="keeping two")
+
+
+def test_requests_under_way_finish_on_the_version_they_began_on(models):
+    """A swap does not wait for them, and does not fail them."""
+    may_run = threading.Event()
+
+    def held(folder):
+        served = load_model(folder, ServerSettings(instances=1, max_batch=1), metrics=server.metrics)
+        if folder.name == "1":
+            run = served._batcher._run
+            served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
+        return served
+
+    server = Running(models, load=held, keep=1)
+    with server, plain_channel(server.address) as channel, load(lambda: classify(channel), callers=2) as calls:
+        held_model = server.catalogue.find()
+        until(lambda: held_model.queued_items >= 1, what="a call that waits behind another")
+        tiny_bundle.write(models)
+        until(lambda: server.answering() == 2, what="the swap")
+        assert classify(channel) == "2"
+        assert calls.versions == []
+        calls.stopping.set()
+        may_run.set()
+    assert calls.versions == ["1", "1"]
+
+
+def test_a_named_version_is_reached_while_it_is_kept(models):
+    """The newest two stay loaded; an older one is no longer known."""
+    tiny_bundle.write(models)
+    with Running(models) as server, plain_channel(server.address) as channel:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the kept version")
+        assert [classify(channel, version=number) for number in ("", "1", "2")] == ["2", "1", "2"]
+        tiny_bundle.write(models)
+        until(lambda: server.states() == {2: "READY", 3: "READY"}, what="the oldest one leaving")
+        with pytest.raises(grpc.RpcError) as caught:
+            classify(channel, version="1")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_bad_version_is_reported_and_never_serves(models):
+    """State, reason, metric and health; tried once, and again only when its folder has changed."""
+    good = tiny_bundle.write(models)
+    kept = good.rename(models / "kept")
+    with Running(models) as server, plain_channel(server.address) as channel, load(lambda: classify(channel)) as calls:
+        staging = shutil.copytree(kept, models / "colours" / ".staging")
+        tiny_bundle.change_constant(staging, "mean", 0.5)
+        bad = staging.rename(models / "colours" / "2")
+        until(lambda: server.states() == {1: "READY", 2: "FAILED"}, what="the refusal")
+        with Client(server.address) as client:
+            assert "golden" in client.models()[1].reason
+        for _ in range(3):
+            server.catalogue.refresh()
+        failures = lambda: server.metrics.registry.get_sample_value(  # noqa: E731
+            "calotype_model_load_failures_total", {"model": "colours"}
+        )
+        assert failures() == 1
+        assert health(channel, "colours") == "SERVING"
+        until(lambda: health(channel, "colours/2") == "NOT_SERVING", what="health of the bad version")
+        assert calls.seen == {"1"}
+        shutil.rmtree(bad)
+        kept.rename(bad)
+        until(lambda: "2" in calls.seen, what="the mended version")
+
+
+def test_version_that_is_copied_bit_by_bit_serves_once_it_is_whole(models):
+    """`cp -r` shows half a folder first."""
+    whole = tiny_bundle.write(models).rename(models / "whole")
+    with Running(models, watch_s=0) as server:
+        target = models / "colours" / "2"
+        target.mkdir()
+        for name in ("bundle.json", "model.onnx"):
+            shutil.copy(whole / name, target)
+            server.catalogue.refresh()
+            assert server.states()[2] == "FAILED"
+        shutil.copytree(whole / "golden", target / "golden")
+        server.catalogue.refresh()
+        assert (server.states()[2], server.answering()) == ("READY", 2)
+
+
+def test_changed_folder_replaces_a_serving_version_only_by_a_good_one(models):
+    """What proved itself goes on serving while its folder holds something bad."""
+    with Running(models, watch_s=0) as server:
+        before = server.catalogue.find()
+        tiny_bundle.change_constant(models / "colours" / "1", "mean", 0.5)
+        server.catalogue.refresh()
+        (entry,) = server.catalogue.entries()
+        assert (server.catalogue.find(), entry.state) == (before, "READY")
+        assert "golden" in entry.reason
+        tiny_bundle.change_constant(models / "colours" / "1", "mean", 2.0)
+        server.catalogue.refresh()
+        server.catalogue.release(LIMIT_S)
+        assert server.catalogue.find() is not before
+        value = server.metrics.registry.get_sample_value
+        assert value("calotype_queue_pictures", {"model": "colours", "version": "1"}) == 0  # the new one's, still there
+
+
+def test_pin_in_a_file_rolls_back_without_a_restart(models, tmp_path):
+    """The folder of models stays as it is; a pin that cannot hold changes nothing."""
+    pins = tmp_path / "pins"
+    pins.write_text("")
+    tiny_bundle.write(models)
+
+    def pin(text):
+        replacement = tmp_path / "pins.new"
+        replacement.write_text(text)
+        replacement.rename(pins)
+
+    with (
+        Running(models, pins_file=pins) as server,
+        plain_channel(server.address) as channel,
+        load(lambda: classify(channel)) as calls,
+    ):
+        until(lambda: "2" in calls.seen)
+        pin("colours=1  # 2 mistakes wasps for bees\n")
+        until(lambda: calls.versions[-1] == "1", what="the rollback")
+        tiny_bundle.write(models)
+        until(lambda: server.states() == {1: "READY", 2: "READY", 3: "READY"}, what="loading beside the pin")
+        for nonsense in ("colours=9", "colours 2", "roses=1"):
+            pin(nonsense)
+            server.catalogue.refresh()
+            assert server.answering() == (3 if nonsense.startswith("roses") else 1)
+            pin("colours=1")
+            server.catalogue.refresh()
+        calls.more()
+        assert calls.versions[-1] == "1"
+        pin("")
+        until(lambda: calls.versions[-1] == "3", what="the newest again")
+
+
+def test_pin_that_cannot_hold_stops_the_start(models):
+    """One line: the version that is not there, the one that fails, the model that is not there."""
+    tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.5)
+    for pin, reason in (
+        ("colours=7", "pinned to version 7, found 1, 2"),
+        ("colours=2", "golden"),
+        ("roses=1", "no model"),
+    ):
+        with pytest.raises(StartupError, match=reason):
+            Running(models, pin=pin).catalogue.load_all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pin": "colours"}, {"pin": "a=1,a=2"}, {"shadow": "a=1"}, {"shadow": "a=1:0"}, {"shadow": "a=1:1.5"}]
+)
+def test_pins_and_shadows_that_make_no_sense_are_refused(changes):
+    """Before anything starts."""
+    with pytest.raises(SettingsError, match="wanted one NAME"):
+        ServerSettings(**changes)
+
+
+def test_models_come_and_go(models):
+    """Unnamed requests stay with the model that was alone at the start."""
+    with Running(models) as server, plain_channel(server.address) as channel:
+        folder = tiny_bundle.write(models, name="tints")
+        until(lambda: server.states("tints") == {1: "READY"}, what="the new model")
+        assert classify(channel, model="tints") == "1"
+        assert server.catalogue.find().contract.name == "colours"
+        hide(folder)
+        until(lambda: not server.states("tints"), what="the model leaving")
+        until(lambda: health(channel, "tints") == "SERVICE_UNKNOWN", what="health of the model that left")
+
+
+def test_lost_mount_changes_nothing(models):
+    """An empty or absent folder is no order to stop."""
+    with Running(models, watch_s=0) as server:
+        away = models.rename(models.with_name("away"))
+        server.catalogue.refresh()
+        models.mkdir()
+        server.catalogue.refresh()
+        assert server.states() == {1: "READY"}
+        models.rmdir()
+        away.rename(models)
+
+
+def test_copy_under_another_number_is_refused(models):
+    """Its answers would name the wrong version."""
+    with Running(models, watch_s=0) as server:
+        shutil.copytree(models / "colours" / "1", models / "colours" / "2")
+        server.catalogue.refresh()
+        (_, entry) = server.catalogue.entries()
+        assert entry.state == "FAILED"
+        assert "the manifest says colours/1" in entry.reason
+
+
+def test_health_watchers_see_a_version_come_and_go(models):
+    """As a balancer or an operator's alarm would."""
+    with Running(models, keep=1) as server, plain_channel(server.address) as channel:
+        ask = health_pb2.HealthCheckRequest(service="colours/2")
+        seen = (state.status for state in health_pb2_grpc.HealthStub(channel).Watch(ask, timeout=60))
+        names = health_pb2.HealthCheckResponse.ServingStatus.Name
+        assert names(next(seen)) == "SERVICE_UNKNOWN"
+        tiny_bundle.write(models)
+        assert names(next(seen)) == "SERVING"
+        tiny_bundle.write(models)
+        assert names(next(seen)) == "SERVICE_UNKNOWN"
+
+
+def test_many_swaps_leave_no_memory_behind(models):
+    """Twelve versions with 4 MB of weights: the memory of those that left is gone, without the garbage collector."""
+    with Running(models, watch_s=0, keep=1) as server:
+
+        def swap():
+            tiny_bundle.write(models, ballast_bytes=4 * 2**20)
+            server.catalogue.refresh()
+            server.catalogue.release(60)
+            return resident_bytes()
+
+        gc.disable()
+        try:
+            before = [swap() for _ in range(3)][-1]
+            after = [swap() for _ in range(12)][-1]
+        finally:
+            gc.enable()
+        assert server.states() == {versions(models, "colours")[-1]: "READY"}
+        assert after - before < 24 * 2**20
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def health(channel, service):
+    stub = health_pb2_grpc.HealthStub(channel)
+    status = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60, wait_for_ready=True).status
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+
+
+def test_swap_between_choosing_a_model_and_handing_it_the_pictures(models):
+    """The thread that swaps may close a model that was just found: the request goes to its successor."""
+    tiny_bundle.write(models)
+    with Running(models) as server:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="both versions")
+        old, new = server.catalogue.find(version="1"), server.catalogue.find(version="2")
+        old.close(LIMIT_S)
+        found = iter([old, new])
+
+        class Swapping:
+            """A catalogue that swaps after the first look."""
+
+            def find(self, model, version):
+                return next(found)
+
+        dispatcher = Dispatcher(Swapping(), max_images_per_request=1, metrics=server.metrics)
+        assert server.call(dispatcher.classify([tiny_bundle.picture("red")], door="http")).model is new
