@@ -89,6 +89,7 @@ def renumbered(model: Path, place: Path, *, version: int) -> Path:
 def server(models: Path) -> Iterator[tuple[str, int]]:
     """Start a server that looks for versions ten times a second; give its address and pid."""
     command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--watch-s", "0.1"]
+    command += ["--http-address", "off"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([*command, "--log-format", "json"], stderr=log)
         try:

@@ -33,7 +33,7 @@ class Running:
     """A server that says SERVING; `address` is where."""
 
     def __init__(self, models, *, load=None, **changes):
-        defaults = {"address": "127.0.0.1:0", "watch_s": 0.02, "instances": 1}
+        defaults = {"address": "127.0.0.1:0", "http_address": "off", "watch_s": 0.02, "instances": 1}
         self.settings = ServerSettings(**{**defaults, **changes})
         self.metrics = Metrics()
         self.catalogue = Catalogue(
