@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import tiny_bundle
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from test_client_and_cli import command
-from test_http import RED, Held, form, serve, until
+from test_http import RED, SETTINGS, Held, form, serve, until
 from test_process import port, process
 
 from serving.top import Span, frame, parse, since_start
@@ -46,9 +47,12 @@ def asked(query):
 
 @pytest.fixture(scope="module")
 def exposition(tmp_path_factory):
-    """What a server exports that has answered, failed to read, and dropped pictures."""
+    """What a server exports that has answered, failed to read, and dropped pictures, tried a candidate, refused one."""
     models = tmp_path_factory.mktemp("served")
     tiny_bundle.write(models)
+    tiny_bundle.write(models)
+    tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.5)
+    settings = replace(SETTINGS, pin="colours=1", shadow="colours=2:1")
     held = Held()
 
     async def scene(server, asking):
@@ -60,9 +64,13 @@ def exposition(tmp_path_factory):
         held.let_go.set()
         await asyncio.gather(first, late)
         await asking("/v1/classify", **form(RED, b"no picture", tiny_bundle.picture("blue")))
+        catalogue, value = server._dispatcher.catalogue, server._dispatcher._metrics.registry.get_sample_value
+        await until(lambda: catalogue.candidate("colours", 2))
+        await asking("/v1/classify", body=RED)
+        await until(lambda: value("calotype_shadow_difference_count", {"model": "colours", "version": "2"}))
         return (await asking("/metrics")).text
 
-    return serve(models, scene, wrap=held.around)[0]
+    return serve(models, scene, settings=settings, wrap=held.around)[0]
 
 
 def test_every_query_of_the_dashboard_is_exported(exposition):

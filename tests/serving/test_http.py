@@ -71,7 +71,12 @@ def serve(models, scene, *, settings=SETTINGS, wrap=lambda model: model):
     metrics = Metrics()
 
     async def whole():
-        catalogue = Catalogue(models, lambda folder: wrap(load_model(folder, settings, metrics=metrics)))
+        catalogue = Catalogue(
+            models,
+            lambda folder: wrap(load_model(folder, settings, metrics=metrics)),
+            policy=settings.policy(),
+            on_refused=lambda name: metrics.load_failures.labels(name).inc(),
+        )
         server = Server(catalogue, settings, metrics=metrics)
         await server.startup()
         await server.say_serving()
