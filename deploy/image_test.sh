@@ -115,7 +115,7 @@ step "run"
 podman --runtime runc run --detach --name "$name" --http-proxy=false \
     --read-only --read-only-tmpfs=false --cap-drop=ALL --security-opt no-new-privileges \
     --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
-    --publish 127.0.0.1::50051 --volume "${inputs[0]}:/models:ro" "$image" >/dev/null
+    --publish 127.0.0.1::50051 --volume "${inputs[0]}:/models:ro" "$image" --insecure >/dev/null
 started=$SECONDS
 until health=$(podman healthcheck run "$name" 2>&1); do
     state=$(podman inspect --format '{{.State.Status}}, exit code {{.State.ExitCode}}' "$name")

@@ -17,6 +17,7 @@ from typing import Final
 import grpc
 
 from protos import classifier_pb2 as pb
+from serving.channel import OPEN, Access
 from serving.client import MAX_MESSAGE_BYTES
 
 
@@ -25,6 +26,7 @@ class Load:
     """What is asked of the server. `rate` in requests/s makes it an open loop; 0 is a closed loop of `concurrency`."""
 
     address: str
+    access: Access = OPEN
     concurrency: int = 1
     rate: float = 0.0
     seconds: float = 10.0
@@ -64,7 +66,7 @@ Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 async def measure(images: Sequence[bytes], load: Load) -> Measurement:
     """Send the images one a request, in turn, until time or requests are used up."""
     requests = [pb.ClassifyRequest(images=[image], model=load.model).SerializeToString() for image in images]
-    async with grpc.aio.insecure_channel(load.address, options=_OPTIONS) as channel:
+    async with load.access.async_channel(load.address, _OPTIONS) as channel:
         call: Call = channel.unary_unary(_METHOD, None, None)
         record, started, cpu_started = _Record(), time.perf_counter(), time.process_time()
         await (_open_loop if load.rate else _closed_loop)(call, requests, load, record)
@@ -95,7 +97,9 @@ async def _open_loop(call: Call, requests: Sequence[bytes], load: Load, record: 
 
 async def _send(call: Call, request: bytes, load: Load, record: _Record, *, due: float) -> None:
     try:
-        answer = pb.ClassifyResponse.FromString(await call(request, timeout=load.timeout_s))
+        answer = pb.ClassifyResponse.FromString(
+            await call(request, timeout=load.timeout_s, metadata=load.access.metadata())
+        )
     except grpc.aio.AioRpcError as failure:
         record.refused_s.append(time.perf_counter() - due)
         record.errors[failure.code().name] += 1

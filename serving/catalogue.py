@@ -196,12 +196,18 @@ class Catalogue:
             log.error("version refused", model=name, version=version, reason=reason)
             self._on_refused(name)
             refused = replace(entry, state="FAILED") if serving is None else serving
-            self._put(replace(refused, reason=reason, fingerprint=seen))
+            self._put(replace(refused, reason=self._public(reason), fingerprint=seen))
             return reason
         self._put(replace(entry, state="READY", served=served))
         if serving is not None and serving.served is not None:
             self._leaving.append(serving.served)
         return ""
+
+    def _public(self, reason: str) -> str:
+        """Return what a caller may read: where the models lie is nobody's business."""
+        for folder in {self._models, self._models.resolve()}:
+            reason = reason.replace(f"{folder}/", "")
+        return reason
 
     def _remove(self, name: str, gone: set[int]) -> None:
         leaving = [entry for entry in self._shelf(name).entries if entry.version in gone]

@@ -1,4 +1,4 @@
-"""The commands of the service: run, classify, bench, top, health. Results to stdout, logs to stderr.
+"""The commands of the service: run, classify, bench, top, health, token. Results to stdout, logs to stderr.
 
 Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wrong.
 """
@@ -21,6 +21,7 @@ from rich.table import Table
 from bundle.errors import CalotypeError
 from bundle.flags import spread
 from serving import bench as benchmark
+from serving.channel import Access
 from serving.client import DEFAULT_ADDRESS, Classification, Client
 from serving.errors import ClientError, ServingError, StartupError
 from serving.settings import ServerSettings
@@ -62,9 +63,11 @@ def run(
 
 
 @app.command()
+@spread(Access)
 def classify(
     images: Images,
     *,
+    access: Access,
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     top_k: Annotated[int, typer.Option(help="Show so many labels a picture.", min=1)] = 5,
@@ -73,7 +76,7 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Classify picture files with a running server."""
-    with Client(address) as client:
+    with Client(address, access=access) as client:
         answers = [
             client.classify([data], model=model, top_k=top_k, min_score=min_score, timeout_s=timeout)
             for data in _read(images)
@@ -84,9 +87,11 @@ def classify(
 
 
 @app.command()
+@spread(Access)
 def bench(
     images: Images,
     *,
+    access: Access,
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     concurrency: Annotated[int, typer.Option(help="Keep so many requests under way (closed loop).", min=1)] = 1,
@@ -100,6 +105,7 @@ def bench(
     """Measure latency and throughput of a running server."""
     load = benchmark.Load(
         address=address,
+        access=access,
         concurrency=concurrency,
         rate=rate,
         seconds=seconds,
@@ -134,16 +140,19 @@ def top(
 
 
 @app.command()
+@spread(Access)
 def health(
+    *,
+    access: Access,
     address: Address = DEFAULT_ADDRESS,
     service: Annotated[str, typer.Option(help="Ask for this service or model; empty: the whole server.")] = "",
     timeout: Timeout = 2.0,
 ) -> None:
     """Ask a server whether it is SERVING; exit 0 if so, else 1."""
-    with grpc.insecure_channel(address) as channel:
+    with access.channel(address) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=timeout
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout, metadata=access.metadata()
             )
             status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
         except grpc.RpcError as error:
@@ -151,6 +160,21 @@ def health(
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Name whom the token is for.", show_default=False)],
+    rate: Annotated[float, typer.Option(help="Allow so many requests/s; 0: no limit.", min=0)] = 0.0,
+) -> None:
+    """Make a random token and the line that lets it in."""
+    from serving.tokens import new_token
+
+    secret, line = new_token(name, requests_per_s=rate)
+    typer.echo(f"token: {secret}\nline:  {line}")
+    typer.echo(
+        "keep the token, it is not stored; append the line to FILE; next: serving run models --tokens FILE", err=True
+    )
 
 
 def main() -> None:

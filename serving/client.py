@@ -14,6 +14,7 @@ import grpc
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
+from serving.channel import OPEN, Access
 from serving.errors import ClientError
 
 DEFAULT_ADDRESS: Final = "localhost:50051"
@@ -43,6 +44,7 @@ _NEXT_STEPS: Final = {
     "UNAVAILABLE": "is the server running and SERVING? try `serving health --address {address}`",
     "DEADLINE_EXCEEDED": "allow more seconds, or send fewer images",
     "RESOURCE_EXHAUSTED": "the server is busy or the message too large; send less at once",
+    "UNAUTHENTICATED": "give --token or CALOTYPE_TOKEN",
     "UNIMPLEMENTED": "is this a Calotype server?",
     "INTERNAL": "look into the server's log",
 }
@@ -99,9 +101,10 @@ class ModelInfo:
 class Client:
     """A blocking client for one server; use as a context manager, or call `close`. Threads may share it."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, access: Access = OPEN) -> None:
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)  # connects at the first call
+        self._metadata = access.metadata()
+        self._channel = access.channel(address, _OPTIONS)  # connects at the first call
         self._stub = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     def classify(
@@ -117,14 +120,14 @@ class Client:
         """Classify encoded pictures in one request; top_k 0 means 5. Raises ClientError."""
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
         try:
-            return _classification(self._stub.Classify(request, timeout=timeout_s))
+            return _classification(self._stub.Classify(request, timeout=timeout_s, metadata=self._metadata))
         except grpc.RpcError as error:
             raise _client_error(error, self._address) from error
 
     def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
         try:
-            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s))
+            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata))
         except grpc.RpcError as error:
             raise _client_error(error, self._address) from error
 
@@ -144,9 +147,10 @@ class Client:
 class AsyncClient:
     """The same for asyncio; make it inside the running loop."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, access: Access = OPEN) -> None:
         self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._metadata = access.metadata()
+        self._channel = access.async_channel(address, _OPTIONS)
         self._stub = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     async def classify(
@@ -162,14 +166,16 @@ class AsyncClient:
         """Classify encoded pictures in one request; top_k 0 means 5. Raises ClientError."""
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
         try:
-            return _classification(await self._stub.Classify(request, timeout=timeout_s))
+            return _classification(await self._stub.Classify(request, timeout=timeout_s, metadata=self._metadata))
         except grpc.RpcError as error:
             raise _client_error(error, self._address) from error
 
     async def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
         try:
-            return _models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s))
+            return _models(
+                await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
+            )
         except grpc.RpcError as error:
             raise _client_error(error, self._address) from error
 

@@ -4,11 +4,15 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
 └── ServingError
     ├── SettingsError         settings that contradict one another; exit 2
     ├── StartupError          nothing can be served; exit 1
+    │   └── TokensFileError   a tokens file, or a line of it, that cannot be used
     ├── InvalidRequestError   a request that can never be answered
     │   └── BodyTooLargeError an HTTP body beyond the limit; the rest of it was not read
     ├── UnknownModelError     a model or version that is not here
     ├── NotReadyError         loading, draining or failed: another server may answer
-    ├── QueueFullError        too much is waiting: try again a little later
+    ├── UnauthenticatedError  no token, or none that is known
+    ├── TryLaterError         nothing was done; the same may be sent again after retry_after_s
+    │   ├── QueueFullError    too much is waiting
+    │   └── RateLimitedError  the caller's token has used up its share
     ├── DeadlineExceededError the caller has stopped waiting; the work was not done
     ├── CallerGoneError       the caller has closed the connection; nobody hears the answer
     └── ClientError           the client's side: a call that failed, with its address and the next step
@@ -32,6 +36,10 @@ class StartupError(ServingError):
     """A server that must not start."""
 
 
+class TokensFileError(StartupError):
+    """A tokens file that cannot be read, or a line of it that is none."""
+
+
 class InvalidRequestError(ServingError):
     """A request that no server can answer."""
 
@@ -48,12 +56,24 @@ class NotReadyError(ServingError):
     """A model that is loading, draining or failed."""
 
 
-class QueueFullError(ServingError):
-    """More work than the queue may hold; nothing of the request was admitted. The queue moves on in retry_after_s."""
+class UnauthenticatedError(ServingError):
+    """A request without a token, or with one that is not known: the text is the same for both."""
+
+
+class TryLaterError(ServingError):
+    """A request of which nothing was done; the same may be sent again after retry_after_s seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFullError(TryLaterError):
+    """More work than the queue may hold."""
+
+
+class RateLimitedError(TryLaterError):
+    """More requests than the caller's token allows."""
 
 
 class DeadlineExceededError(ServingError):
@@ -76,7 +96,8 @@ STATUS: Final[dict[type[BaseException], str]] = {  # the names are gRPC's; other
     InvalidRequestError: "INVALID_ARGUMENT",
     UnknownModelError: "NOT_FOUND",
     NotReadyError: "UNAVAILABLE",
-    QueueFullError: "RESOURCE_EXHAUSTED",
+    UnauthenticatedError: "UNAUTHENTICATED",
+    TryLaterError: "RESOURCE_EXHAUSTED",
     DeadlineExceededError: "DEADLINE_EXCEEDED",
     CallerGoneError: "CANCELLED",
     asyncio.CancelledError: "CANCELLED",

@@ -55,6 +55,12 @@ class Metrics:
         self.rejected = Counter(
             "calotype_rejected", "Pictures that were refused or dropped.", (*_MODEL, "reason"), registry=registry
         )
+        self.turned_away = Counter(
+            "calotype_turned_away",
+            "Requests without a known token, or beyond its rate.",
+            ("reason",),
+            registry=registry,
+        )
         self.queue_seconds = self._seconds("queue", "From admission until a thread takes the picture.")
         self.decode_seconds = self._seconds("decode", "From encoded bytes to RGB.")
         self.preprocess_seconds = self._seconds("preprocess", "From RGB to model input.")

@@ -20,6 +20,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
+from serving.access import AccessInterceptor, check_exposure
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from serving.health import HealthBoard
 from serving.http_body import BodyLimits
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
+from serving.memory import keep_returning_memory
 from serving.metrics import Metrics
 from serving.observability import Envelope, RequestIds
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
@@ -37,6 +39,8 @@ from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 from serving.shadow import Shadow
 from serving.stages import Tracing
+from serving.tls import server_credentials, tls_files
+from serving.tokens import Gate
 from serving.watcher import Watcher
 
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
@@ -53,7 +57,10 @@ class Server:
     ) -> None:
         self._catalogue = catalogue
         self._settings = settings
-        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(RequestIds(tracing=tracing),))
+        self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
+        open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
+        access = AccessInterceptor(self._gate, open_services=open_services)
+        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(RequestIds(tracing=tracing), access))
         self._dispatcher = Dispatcher(
             catalogue,
             max_images_per_request=settings.max_images_per_request,
@@ -80,15 +87,17 @@ class Server:
 
     async def startup(self) -> None:
         """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
+        check_exposure(self._settings, address=self._settings.address)
+        if self._gate:
+            self._gate.open()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._grpc)  # type: ignore[no-untyped-call]  # generated
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]  # generated
         self._health.register(self._grpc)
-        reflection.enable_server_reflection((*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        if self._settings.reflection:
+            names = (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
         await self._health.show([], is_serving=False)
-        try:
-            self.port = self._grpc.add_insecure_port(self._settings.address)
-        except RuntimeError as error:
-            raise StartupError(f"{self._settings.address}: cannot listen there; choose another --address") from error
+        self.port = self._listen()
         await self._grpc.start()
         self._http.start()
         await asyncio.to_thread(self._catalogue.load_all)
@@ -136,6 +145,16 @@ class Server:
         address = http_address(settings.http_address, beside=settings.address)
         return HttpServer(Envelope(door.app(), tracing=tracing), address, drain_s=settings.drain_s)
 
+    def _listen(self) -> int:
+        address, files = self._settings.address, tls_files(self._settings)
+        credentials = server_credentials(files) if files else None
+        try:
+            if credentials is None:
+                return self._grpc.add_insecure_port(address)
+            return self._grpc.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise StartupError(f"{address}: cannot listen there; choose another --address") from error
+
     async def _show_health(self) -> None:
         await self._health.show(self._catalogue.entries(), is_serving=True)
 
@@ -172,7 +191,9 @@ async def _main(models: Path, settings: ServerSettings) -> None:
             seconds=round(time.monotonic() - started, 2),
             pid=os.getpid(),
         )
+    returning = asyncio.create_task(keep_returning_memory())
     await stop.wait()
+    returning.cancel()
     log.info("draining")
     await server.shutdown()
     if tracing:
@@ -214,6 +235,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never finishes its greeting: else 120 s
         # A client that vanished without a word is noticed after 80 s, and what it waited for leaves the queue.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

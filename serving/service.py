@@ -22,7 +22,7 @@ from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.classifier import Probabilities, ServedModel
 from serving.dispatcher import Dispatcher
-from serving.errors import InvalidRequestError, QueueFullError, status_name
+from serving.errors import InvalidRequestError, TryLaterError, status_name
 from serving.shelves import Entry
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
@@ -88,25 +88,42 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
 async def in_order(
     requests: AsyncIterable[Request], answer: Callable[[Request], Coroutine[None, None, Answer]]
 ) -> AsyncGenerator[Answer]:
-    """Yield the answers of a stream in the order of its requests, while later ones are already under way."""
-    window: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue(_STREAM_WINDOW)
-    tasks: set[asyncio.Task[Answer]] = set()
+    """Yield the answers of a stream in the order of its requests, while later ones are already under way.
+
+    Raises what an answer, or the reading of a request, raised: in its turn, after the answers before it.
+    """
+    window: asyncio.Queue[asyncio.Task[Answer | Exception] | Exception | None] = asyncio.Queue(_STREAM_WINDOW)
+    tasks: set[asyncio.Task[Answer | Exception]] = set()
 
     async def read() -> None:
-        async for request in requests:
-            task = asyncio.create_task(answer(request))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            await window.put(task)
+        try:
+            async for request in requests:
+                task = asyncio.create_task(_outcome(answer, request))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                await window.put(task)
+        except Exception as error:  # noqa: BLE001 -- raised below
+            await window.put(error)
         await window.put(None)
 
     reader = asyncio.create_task(read())
     try:
-        while (task := await window.get()) is not None:
-            yield await task
+        while (entry := await window.get()) is not None:
+            outcome = entry if isinstance(entry, Exception) else await entry
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
     finally:
         for pending in (reader, *tasks):
             pending.cancel()
+
+
+async def _outcome(answer: Callable[[Request], Coroutine[None, None, Answer]], request: Request) -> Answer | Exception:
+    """Return the error instead of raising it: a stream that ends early asks nobody for the rest."""
+    try:
+        return await answer(request)
+    except Exception as error:  # noqa: BLE001 -- raised by who asks
+        return error
 
 
 def _result(outcome: Probabilities | ImageError, model: ServedModel, request: pb.ClassifyRequest) -> pb.ImageResult:
@@ -143,12 +160,12 @@ async def abort(context: Context, error: Exception) -> NoReturn:
     if code is grpc.StatusCode.INTERNAL:
         log.error("unforeseen error", exc_info=error)
         await context.abort(code, "internal error")
-    if isinstance(error, QueueFullError):
+    if isinstance(error, TryLaterError):
         await context.abort(code, str(error), (*context.trailing_metadata(), *_push_back(code, error)))
     await context.abort(code, str(error))
 
 
-def _push_back(code: grpc.StatusCode, error: QueueFullError) -> tuple[tuple[str, str | bytes], ...]:
+def _push_back(code: grpc.StatusCode, error: TryLaterError) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailers that tell a client, and its gRPC library, when to try again."""
     shortest, longest = _RETRY_MS
     retry_ms = min(longest, max(shortest, round(1000 * error.retry_after_s)))

@@ -24,8 +24,15 @@ def _setting(text: str, *, low: float | None = None) -> Any:  # what typer.Optio
 class ServerSettings:
     """All that decides how a folder of models is served."""
 
-    address: Annotated[str, _setting("Listen on this host:port; port 0 takes a free one.")] = "0.0.0.0:50051"
+    address: Annotated[str, _setting("Listen on this host:port; port 0 takes a free one.")] = "localhost:50051"
     http_address: Annotated[str, _setting("Serve HTTP on host:port; no host: that of --address; off: none.")] = ":8080"
+    insecure: Annotated[bool, _setting("Listen beyond this machine without TLS.")] = False
+    tls_cert: Annotated[Path | None, _setting("Serve with this PEM certificate chain; read again on change.")] = None
+    tls_key: Annotated[Path | None, _setting("Serve with this PEM key of the certificate.")] = None
+    tls_client_ca: Annotated[Path | None, _setting("Let in only clients with a certificate of this PEM.")] = None
+    tokens: Annotated[Path | None, _setting("Let in only tokens of this file; see `serving token`.")] = None
+    open_health: Annotated[bool, _setting("Answer health checks without a token too.")] = True
+    reflection: Annotated[bool, _setting("Offer reflection, to whoever is let in.")] = True
     default_model: Annotated[str, _setting("Answer requests without a model by this one; empty: the only one.")] = ""
     pin: Annotated[str, _setting("Answer by these versions, NAME=VERSION,…; empty: by the newest good ones.")] = ""
     pins_file: Annotated[Path | None, _setting("Read pins from this file too, again at every look.")] = None
@@ -61,8 +68,10 @@ class ServerSettings:
         return self.plan == "auto" and not any(given)
 
     def __post_init__(self) -> None:
-        """Refuse limits under which an allowed request could never be admitted, and versions that make no sense."""
+        """Refuse limits under which an allowed request could never be admitted, half a TLS, and senseless versions."""
         self.policy()
+        if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_client_ca and not self.tls_cert):
+            raise SettingsError("TLS wants both --tls-cert and --tls-key; --tls-client-ca only with them")
         pairs = (("max_images_per_request", "max_queue_images"), ("max_message_bytes", "max_queue_bytes"))
         for small, large in pairs:
             if getattr(self, small) > getattr(self, large):

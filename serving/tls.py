@@ -1,0 +1,87 @@
+"""TLS from files: certificate, key, and where clients must show one too, their authority. Read again when they change.
+
+A changed file counts from the next handshake on; connections stay as they are. A pair that does not fit, as in the
+middle of a renewal, is logged, and the one before it stays.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+
+from serving.errors import StartupError
+from serving.settings import ServerSettings
+from serving.watched import WatchedFiles
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """Names of PEM files."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None  # where given, only clients with a certificate of this authority are let in
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return all that are named."""
+        return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)
+
+
+def tls_files(settings: ServerSettings) -> TlsFiles | None:
+    """Return the files that settings name; None where they ask for no TLS."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials that follow the files. Raises StartupError where they cannot be used now."""
+    watched = WatchedFiles(files.paths())
+    watched.have_changed()
+    try:
+        first = _configuration(files)
+    except OSError as error:  # ssl.SSLError is one
+        raise StartupError(
+            f"{files.cert}, {files.key}: {_reason(error)}; wanted a PEM certificate and its key"
+        ) from error
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Called at every handshake, from a thread of the library; None: no change."""
+        if not watched.have_changed():
+            return None
+        try:
+            changed = _configuration(files)
+        except OSError as error:
+            log.error("certificate refused, the one before it stays", reason=_reason(error))
+            return None
+        log.info("certificate read", path=str(files.cert))
+        return changed
+
+    return grpc.dynamic_ssl_server_credentials(first, fetch, files.client_ca is not None)  # type: ignore[arg-type]  # the stub forgets None
+
+
+def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    _check(files)
+    authority = files.client_ca.read_bytes() if files.client_ca else None
+    return grpc.ssl_server_certificate_configuration([(files.key.read_bytes(), files.cert.read_bytes())], authority)
+
+
+def _check(files: TlsFiles) -> None:
+    """Raise OSError for what no handshake could use: the grpc library would only fail later, and say nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key, password=_no_password)
+    if files.client_ca:
+        context.load_verify_locations(files.client_ca)
+
+
+def _no_password() -> str:
+    """Keep OpenSSL from asking on the terminal."""
+    raise ssl.SSLError("the key has a password, wanted one without")
+
+
+def _reason(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or str(error)

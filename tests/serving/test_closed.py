@@ -1,0 +1,295 @@
+"""Closed to strangers: TLS, client certificates and tokens over real sockets, and where a server refuses to listen."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+import tiny_bundle
+import trustme
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from test_client_and_cli import command
+
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
+from serving.access import is_loopback
+from serving.catalogue import Catalogue
+from serving.channel import OPEN as NOTHING
+from serving.channel import Access
+from serving.classifier import load_model
+from serving.errors import SettingsError, StartupError
+from serving.metrics import Metrics
+from serving.server import Server
+from serving.settings import ServerSettings
+from serving.tokens import new_token
+
+OPEN = ServerSettings(address="127.0.0.1:0", instances=1)
+WAIT_S = 20
+NO_RETRY = [("grpc.enable_retries", 0)]
+
+
+@asynccontextmanager
+async def serving(models, settings):
+    """A server with these settings; its address."""
+    metrics = Metrics()
+    server = Server(
+        Catalogue(models, lambda folder: load_model(folder, settings, metrics=metrics)), settings, metrics=metrics
+    )
+    await server.startup()
+    await server.say_serving()
+    yield f"127.0.0.1:{server.port}"
+    await server.shutdown()
+
+
+async def outcome(address, access=NOTHING):
+    """The best label of a red picture, or the status of the refusal."""
+    async with access.async_channel(address, NO_RETRY) as channel:
+        request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+        stub = classifier_pb2_grpc.ClassifierStub(channel)
+        try:
+            answer = await stub.Classify(request, timeout=WAIT_S, metadata=access.metadata())
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return answer.results[0].predictions[0].label
+
+
+class Authority:
+    """A certificate authority that writes PEM files."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._ca, self.pem = trustme.CA(key_type=trustme.KeyType.ECDSA), folder / "ca.pem"
+        self._ca.cert_pem.write_to_path(str(self.pem))
+
+    def issue(self, stem: Path) -> tuple[Path, Path]:
+        made = self._ca.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
+        cert, key = stem.with_suffix(".crt"), stem.with_suffix(".key")
+        made.cert_chain_pems[0].write_to_path(str(cert))
+        made.private_key_pem.write_to_path(str(key))
+        return cert, key
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path / "authority")
+
+
+def test_tls_lets_in_only_who_speaks_it_and_trusts_its_authority(models, authority, tmp_path):
+    """A plain client and one that trusts another authority get no answer."""
+    cert, key = authority.issue(tmp_path / "server")
+
+    async def scene():
+        async with serving(models, replace(OPEN, tls_cert=cert, tls_key=key)) as address:
+            assert await outcome(address, Access(tls_ca=authority.pem)) == "red"
+            assert await outcome(address) == "UNAVAILABLE"
+            assert await outcome(address, Access(tls_ca=Authority(tmp_path / "other").pem)) == "UNAVAILABLE"
+
+    asyncio.run(scene())
+
+
+def test_mutual_tls_wants_a_certificate_of_its_authority(models, authority, tmp_path):
+    """None, and one of a stranger, are not let in."""
+    cert, key = authority.issue(tmp_path / "server")
+    settings = replace(OPEN, tls_cert=cert, tls_key=key, tls_client_ca=authority.pem)
+    shown = {
+        name: authority.issue(tmp_path / name) if name == "known" else Authority(tmp_path / "x").issue(tmp_path / name)
+        for name in ("known", "stranger")
+    }
+
+    async def scene():
+        async with serving(models, settings) as address:
+            trusting = Access(tls_ca=authority.pem)
+            known, stranger = (replace(trusting, tls_cert=cert, tls_key=key) for cert, key in shown.values())
+            assert await outcome(address, known) == "red"
+            assert await outcome(address, stranger) == "UNAVAILABLE"
+            assert await outcome(address, trusting) == "UNAVAILABLE"
+
+    asyncio.run(scene())
+
+
+def test_changed_certificate_counts_without_a_restart(models, authority, tmp_path):
+    """Half a renewal changes nothing; a whole one is seen by the next handshake."""
+    cert, key = authority.issue(tmp_path / "server")
+    other = Authority(tmp_path / "other")
+
+    async def scene():
+        async with serving(models, replace(OPEN, tls_cert=cert, tls_key=key)) as address:
+            assert await outcome(address, Access(tls_ca=authority.pem)) == "red"
+            new_cert, new_key = other.issue(tmp_path / "new")
+            new_cert.replace(cert)
+            assert await outcome(address, Access(tls_ca=authority.pem)) == "red"
+            new_key.replace(key)
+            assert await outcome(address, Access(tls_ca=other.pem)) == "red"
+            assert await outcome(address, Access(tls_ca=authority.pem)) == "UNAVAILABLE"
+
+    asyncio.run(scene())
+
+
+def test_unusable_certificate_stops_the_start_with_one_line(models, authority, tmp_path):
+    """A key that is not the certificate's, and a file that is not there."""
+    cert, _ = authority.issue(tmp_path / "server")
+    _, other_key = authority.issue(tmp_path / "other")
+    for key in (other_key, tmp_path / "none.key"):
+        done = command("run", models, "--address", "localhost:0", "--tls-cert", cert, "--tls-key", key)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert str(key) in done.stderr
+    with pytest.raises(SettingsError, match="--tls-key"):
+        replace(OPEN, tls_cert=cert)
+
+
+def test_token_is_asked_for_except_by_health(models, tmp_path):
+    """Missing and wrong get one text; a line added to the file lets in the next request; a bad file changes nothing."""
+    (token, line), (second, second_line) = new_token("alice"), new_token("bob")
+    path = tmp_path / "tokens"
+    path.write_text(f"# who may ask\n\n{line}\n")
+
+    async def scene():
+        async with (
+            serving(models, replace(OPEN, tokens=path)) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            assert await outcome(address, Access(token=token)) == "red"
+            assert await outcome(address, Access(token=second)) == "UNAUTHENTICATED"
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            texts = [await _refusal(stub.Classify, metadata) for metadata in _wrong(token)]
+            assert len(set(texts)) == 1
+            assert texts[0][0] == "UNAUTHENTICATED"
+            assert await _refusal(stub.ListModels, ()) == texts[0]
+            assert await _reflected(channel) == "UNAUTHENTICATED"
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert (await check).status == health_pb2.HealthCheckResponse.SERVING
+
+            path.write_text(f"{second_line}\nnonsense\n")
+            assert await outcome(address, Access(token=token)) == "red"
+            path.write_text(f"{second_line}\n")
+            assert await outcome(address, Access(token=second)) == "red"
+            assert await outcome(address, Access(token=token)) == "UNAUTHENTICATED"
+
+    asyncio.run(scene())
+
+
+def _wrong(token):
+    name = "authorization"
+    right = (name, f"Bearer {token}")
+    return [(), ((name, "Bearer x"),), ((name, token),), ((name, f"Basic {token}"),), (right, right), ((name, ""),)]
+
+
+async def _refusal(method, metadata):
+    request = pb.ClassifyRequest() if "Classify" in str(method._method) else pb.ListModelsRequest()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await method(request, metadata=metadata)
+    return caught.value.code().name, caught.value.details()
+
+
+async def _reflected(channel):
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    try:
+        async for _ in reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo([ask]):
+            return "OK"
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+
+
+def test_health_and_reflection_can_be_closed(models, tmp_path):
+    """Each by its own setting."""
+    token, line = new_token("alice")
+    (tmp_path / "tokens").write_text(str(line))
+    settings = replace(OPEN, tokens=tmp_path / "tokens", open_health=False)
+
+    async def scene():
+        async with serving(models, settings) as address, grpc.aio.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            metadata = Access(token=token).metadata()
+            assert (await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata)).status == 1
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Check(health_pb2.HealthCheckRequest())
+            assert caught.value.code().name == "UNAUTHENTICATED"
+        async with (
+            serving(models, replace(OPEN, reflection=False)) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            assert await _reflected(channel) == "UNIMPLEMENTED"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_rate_of_a_token_holds_for_calls_and_for_messages_of_a_stream(models, tmp_path, is_stream):
+    """The burst is one second's worth; what is beyond it is told when to come back; other tokens are not concerned."""
+    (slow, slow_line), (fast, fast_line) = new_token("slow", requests_per_s=0.01), new_token("fast")
+    (tmp_path / "tokens").write_text(f"{slow_line}\n{fast_line}\n")
+    request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+
+    async def ask(stub, metadata):
+        if not is_stream:
+            return [await stub.Classify(request, metadata=metadata) for _ in range(2)]
+        return [answer async for answer in stub.ClassifyStream([request] * 2, metadata=metadata)]
+
+    async def scene():
+        settings = replace(OPEN, tokens=tmp_path / "tokens")
+        async with serving(models, settings) as address, grpc.aio.insecure_channel(address, NO_RETRY) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(stub, Access(token=slow).metadata())
+            assert len(await ask(stub, Access(token=fast).metadata())) == 2
+        return caught.value
+
+    error = asyncio.run(scene())
+    assert error.code().name == "RESOURCE_EXHAUSTED"
+    (detail,) = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]).details
+    assert detail.Unpack(info := RetryInfo())
+    assert info.retry_delay.ToMilliseconds() > 0
+
+
+def test_token_command_prints_what_both_sides_need(models, tmp_path):
+    """The printed line lets in the printed token, also from the command line."""
+    done = command("token", "alice", "--rate", 50)
+    token, line = (text.split(maxsplit=1)[1] for text in done.stdout.splitlines())
+    (tmp_path / "tokens").write_text(line)
+    assert line.endswith(":50")
+
+    async def scene():
+        async with serving(models, replace(OPEN, tokens=tmp_path / "tokens")) as address:
+            (tmp_path / "red.png").write_bytes(tiny_bundle.picture("red"))
+            words = ("classify", tmp_path / "red.png", "--address", address, "--json")
+            without = await asyncio.to_thread(command, *words)
+            return without, await asyncio.to_thread(command, *words, "--token", token)
+
+    without, given = asyncio.run(scene())
+    assert (without.returncode, len(without.stderr.splitlines())) == (1, 1)
+    assert "CALOTYPE_TOKEN" in without.stderr
+    assert given.returncode == 0
+    assert (command("token", "a:b").returncode, command("token", "a b").stdout) == (1, "")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "example.com:0", "ipv4:127.0.0.1:0,192.0.2.1:0"])
+def test_listening_in_the_open_is_asked_for(models, address):
+    """Anything but loopback wants TLS or --insecure."""
+
+    async def scene():
+        async with serving(models, replace(OPEN, address=address)):
+            pytest.fail("it listens")
+
+    with pytest.raises(StartupError, match=r"--tls-cert.*--insecure"):
+        asyncio.run(scene())
+
+
+def test_insecure_listens_everywhere(models):
+    """Where it is said."""
+
+    async def scene():
+        async with serving(models, replace(OPEN, address="0.0.0.0:0", insecure=True)) as address:
+            return await outcome(address)
+
+    assert asyncio.run(scene()) == "red"
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.2:1", "[::1]:1", "unix:/run/x.sock", "ipv6:[::1]:1"])
+def test_loopback_has_many_forms(address):
+    """All of which only this machine reaches."""
+    assert is_loopback(address)

@@ -1,0 +1,86 @@
+"""The gate alone, with a clock of its own."""
+
+import hashlib
+
+import pytest
+
+from serving.errors import RateLimitedError, TokensFileError, UnauthenticatedError
+from serving.metrics import Metrics
+from serving.tokens import Gate, read_tokens
+
+HASH = hashlib.sha256(b"secret").hexdigest()
+RIGHT = "Bearer secret"
+
+
+@pytest.fixture
+def clock():
+    """A list whose last value is the time in seconds."""
+    return [0.0]
+
+
+@pytest.fixture
+def gate(tmp_path, clock):
+    path = tmp_path / "tokens"
+    path.write_text(f"alice:{HASH}:2\n")
+    made = Gate(path, metrics=Metrics(), clock=lambda: clock[-1])
+    made.open()
+    return made
+
+
+def test_requests_come_back_with_time(gate, clock):
+    """Two at once, then one every half second."""
+    assert [gate.check(RIGHT), gate.check(RIGHT)] == ["alice", "alice"]
+    with pytest.raises(RateLimitedError, match="alice") as caught:
+        gate.check(RIGHT)
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    clock.append(0.5)
+    gate.check(RIGHT)
+    with pytest.raises(RateLimitedError):
+        gate.check(RIGHT)
+    clock.append(100.0)
+    gate.check(RIGHT)
+    gate.check(RIGHT)
+    with pytest.raises(RateLimitedError):
+        gate.check(RIGHT)
+
+
+def test_reading_the_file_again_does_not_fill_the_bucket(gate, tmp_path):
+    """Or a touch of the file would lift the limit."""
+    gate.check(RIGHT)
+    gate.check(RIGHT)
+    (tmp_path / "tokens").write_text(f"# changed\nalice:{HASH}:2\n")
+    with pytest.raises(RateLimitedError):
+        gate.check(RIGHT)
+
+
+def test_vanished_file_keeps_its_tokens(gate, tmp_path):
+    """Until there is a good one again."""
+    (tmp_path / "tokens").unlink()
+    assert gate.authenticate(RIGHT) == "alice"
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "secret", f"Bearer {HASH}", "Bearer é\udc80", "x" * 9999]
+)
+def test_anything_else_is_unauthenticated(gate, header):
+    """The hash itself opens nothing."""
+    with pytest.raises(UnauthenticatedError):
+        gate.check(header)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nobody\n", "alice", f"alice:{HASH[1:]}", f"a b:{HASH}", f"a:{HASH}:-1", f"a:{HASH}\nb:{HASH}", "\0"]
+)
+def test_bad_file_is_refused_without_telling_its_content(tmp_path, text):
+    """The message names the file and the line."""
+    (tmp_path / "tokens").write_text(text)
+    with pytest.raises(TokensFileError, match="tokens") as caught:
+        read_tokens(tmp_path / "tokens")
+    assert HASH[1:] not in str(caught.value)
+
+
+def test_enormous_file_is_not_read(tmp_path):
+    """More than a megabyte is no file of tokens."""
+    (tmp_path / "tokens").write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(TokensFileError, match="bytes"):
+        read_tokens(tmp_path / "tokens")
