@@ -7,8 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 DATA ?=
 MODEL ?=
+MODELS ?=
+FUZZ_EXAMPLES ?= 20000
 
-.PHONY: help setup bench demo test test-serving test-portable test-all-backbones lint format protos protos-check image image-test clean
+.PHONY: help setup bench soak fuzz demo test test-serving test-browser test-portable test-all-backbones lint format protos protos-check image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -69,6 +71,12 @@ protos-check: protos ## fail where the committed protos are not what protoc make
 
 bench: setup ## measure the server against its targets; DATA=folder of JPEGs and MODEL=models/NAME/VERSION for your own
 	$(BIN)/python -m benchmarks.prepare '$(DATA)' '$(MODEL)' | xargs $(BIN)/python -m benchmarks.serving_targets
+
+soak: setup ## look for leaks under ugly traffic, 20 minutes; SOAK_MINUTES=n, MODELS=folder for your own
+	$(BIN)/python -m benchmarks.soak $(if $(MODELS),--models '$(MODELS)')
+
+fuzz: setup ## throw FUZZ_EXAMPLES=20000 broken inputs at each of decoder, manifest, tokens and server
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 image: ## build the server's image with docker, podman or buildah; BASE_IMAGE=name to stand on another
 	deploy/image.sh
