@@ -181,7 +181,7 @@ def _server(models: Path | None, scratch: Path) -> Iterator[tuple["subprocess.Po
         tiny_bundle.write(models)
     log, command = scratch / "log", [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0"]
     with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, "--log-format", "json"], stderr=stderr)
+        process = subprocess.Popen([*command, "--http-address", "off", "--log-format", "json"], stderr=stderr)
     try:
         yield process, log
     finally:

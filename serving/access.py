@@ -20,8 +20,11 @@ Behaviour = Callable[[object, Context], Any]  # its result: awaitable, or an asy
 
 
 def check_exposure(settings: ServerSettings, *, address: str) -> None:
-    """Raise StartupError for an address that strangers could reach, or read along, unless that is asked for."""
-    if not (settings.insecure or settings.tls_cert or is_loopback(address)):
+    """Raise StartupError for an address that strangers could reach, or read along, unless that is asked for.
+
+    An empty address is not listened on.
+    """
+    if address and not (settings.insecure or settings.tls_cert or is_loopback(address)):
         raise StartupError(
             f"{address}: can be reached from other machines, and would be in the open; give --tls-cert and --tls-key, "
             "or listen on localhost:PORT, or say --insecure"

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from bundle.errors import CalotypeError, ImageError
 from serving.classifier import Probabilities, ServedModel
 from serving.dispatcher import Answers, Dispatcher
-from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, QueueFullError, status_name
+from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, TryLaterError, status_name
 from serving.http_body import BodyLimits, BodyReader
 from serving.metrics import Metrics
 from serving.page import page_routes
@@ -32,6 +32,7 @@ from serving.shelves import Entry
 
 HTTP_STATUS: Final = {
     "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
     "NOT_FOUND": 404,
     "RESOURCE_EXHAUSTED": 429,
     "CANCELLED": 499,  # nginx's; nobody hears it
@@ -95,7 +96,7 @@ class HttpDoor:
                 Route("/v1/models/{model}:classify", self._classify, methods=["POST"]),
                 *page_routes(),
             ],
-            exception_handlers={CalotypeError: _on_error, HTTPException: _on_http_error, Exception: _on_error},
+            exception_handlers={CalotypeError: on_error, HTTPException: _on_http_error, Exception: on_error},
         )
         app.router.redirect_slashes = False  # else /metrics/ answers with a URL made of the Host header
         return app
@@ -211,13 +212,16 @@ def _model_record(entry: Entry) -> dict[str, object]:
     return record
 
 
-async def _on_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 -- as above
+async def on_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 -- as above
+    """Return the JSON of an error of `errors.STATUS`; "internal error" for any other."""
     status = status_name(error)
     code, headers = HTTP_STATUS[status], dict(_NO_STORE)
     if isinstance(error, BodyTooLargeError):
         code, headers["connection"] = 413, "close"  # the rest of the body is never read
-    if isinstance(error, QueueFullError):
+    if isinstance(error, TryLaterError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if code == 401:
+        headers["www-authenticate"] = "Bearer"
     text = "internal error" if status == "INTERNAL" else str(error)
     return _error_response(code, status=status, message=text, headers=headers)
 

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serving.errors import StartupError
+from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
 _MAX_CONNECTIONS: Final = 1024  # beyond it 503, before a header is parsed: descriptors are few
@@ -20,9 +21,10 @@ _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must
 class HttpServer:
     """One listening socket, or none where the address is empty. `start`, then `stop`; `port` is the bound one."""
 
-    def __init__(self, app: ASGIApp, address: str, *, drain_s: float) -> None:
+    def __init__(self, app: ASGIApp, address: str, *, drain_s: float, files: TlsFiles | None = None) -> None:
         self._app = app
-        self._address = address
+        self.address = address
+        self._files = files
         self._drain_s = drain_s
         self._uvicorn: _Uvicorn | None = None
         self._running: asyncio.Task[None] | None = None
@@ -30,9 +32,10 @@ class HttpServer:
 
     def start(self) -> None:
         """Bind and serve from now on. Raises StartupError where the address is not to be had."""
-        if not self._address:
+        if not self.address:
             return
-        listener = _bind(self._address)
+        context = http_context(self._files) if self._files else None
+        listener = _bind(self.address)
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
@@ -47,6 +50,7 @@ class HttpServer:
             backlog=_BACKLOG,
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_S,
+            ssl_context_factory=(lambda _config, _default: context) if context else None,
             timeout_graceful_shutdown=max(1, math.ceil(self._drain_s)),
         )
         self._uvicorn = _Uvicorn(config)

@@ -26,6 +26,7 @@ from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
 from serving.health import HealthBoard
+from serving.http_access import HEALTH_PATHS, TokenDoor
 from serving.http_body import BodyLimits
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
@@ -59,8 +60,8 @@ class Server:
         self._settings = settings
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
         open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
-        access = AccessInterceptor(self._gate, open_services=open_services)
-        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(RequestIds(tracing=tracing), access))
+        access = AccessInterceptor(self._gate, open_services=open_services)  # first: what follows remembers handlers
+        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(access, RequestIds(tracing=tracing)))
         self._dispatcher = Dispatcher(
             catalogue,
             max_images_per_request=settings.max_images_per_request,
@@ -87,7 +88,8 @@ class Server:
 
     async def startup(self) -> None:
         """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
-        check_exposure(self._settings, address=self._settings.address)
+        for address in (self._settings.address, self._http.address):
+            check_exposure(self._settings, address=address)
         if self._gate:
             self._gate.open()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._grpc)  # type: ignore[no-untyped-call]  # generated
@@ -143,7 +145,9 @@ class Server:
         )
         door = HttpDoor(self._dispatcher, metrics=metrics, limits=limits, is_ready=lambda: self._is_serving)
         address = http_address(settings.http_address, beside=settings.address)
-        return HttpServer(Envelope(door.app(), tracing=tracing), address, drain_s=settings.drain_s)
+        open_paths = HEALTH_PATHS if settings.open_health else ()
+        app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
+        return HttpServer(Envelope(app, tracing=tracing), address, drain_s=settings.drain_s, files=tls_files(settings))
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)

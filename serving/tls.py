@@ -39,43 +39,70 @@ def tls_files(settings: ServerSettings) -> TlsFiles | None:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return credentials that follow the files. Raises StartupError where they cannot be used now."""
+    """Return gRPC's credentials, which follow the files. Raises StartupError where they cannot be used now."""
     watched = WatchedFiles(files.paths())
     watched.have_changed()
-    try:
-        first = _configuration(files)
-    except OSError as error:  # ssl.SSLError is one
-        raise StartupError(
-            f"{files.cert}, {files.key}: {_reason(error)}; wanted a PEM certificate and its key"
-        ) from error
+    _first_context(files)
+    first = _configuration(files)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         """Called at every handshake, from a thread of the library; None: no change."""
-        if not watched.have_changed():
+        if not watched.have_changed() or _next_context(files) is None:
             return None
-        try:
-            changed = _configuration(files)
-        except OSError as error:
-            log.error("certificate refused, the one before it stays", reason=_reason(error))
-            return None
-        log.info("certificate read", path=str(files.cert))
-        return changed
+        return _configuration(files)
 
     return grpc.dynamic_ssl_server_credentials(first, fetch, files.client_ca is not None)  # type: ignore[arg-type]  # the stub forgets None
 
 
+def http_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return a context for HTTP that follows the files too. Raises StartupError where they cannot be used now."""
+    watched = WatchedFiles(files.paths())
+    watched.have_changed()
+    newest = first = _first_context(files)
+
+    def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called at every handshake."""
+        nonlocal newest
+        if watched.have_changed():
+            newest = _next_context(files) or newest
+        connection.context = newest
+
+    first.sni_callback = choose
+    return first
+
+
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    _check(files)
     authority = files.client_ca.read_bytes() if files.client_ca else None
     return grpc.ssl_server_certificate_configuration([(files.key.read_bytes(), files.cert.read_bytes())], authority)
 
 
-def _check(files: TlsFiles) -> None:
+def _first_context(files: TlsFiles) -> ssl.SSLContext:
+    try:
+        return _context(files)
+    except OSError as error:  # ssl.SSLError is one
+        names = ", ".join(map(str, files.paths()))
+        raise StartupError(f"{names}: {_reason(error)}; wanted PEM files, a certificate and its key") from error
+
+
+def _next_context(files: TlsFiles) -> ssl.SSLContext | None:
+    try:
+        context = _context(files)
+    except OSError as error:
+        log.error("certificate refused, the one before it stays", reason=_reason(error))
+        return None
+    log.info("certificate read", path=str(files.cert))
+    return context
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
     """Raise OSError for what no handshake could use: the grpc library would only fail later, and say nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(files.cert, files.key, password=_no_password)
     if files.client_ca:
         context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _no_password() -> str:

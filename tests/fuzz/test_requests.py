@@ -20,7 +20,12 @@ from serving.settings import ServerSettings
 from tests.serving import tiny_bundle
 
 SETTINGS = ServerSettings(
-    address="127.0.0.1:0", instances=1, max_images_per_request=8, max_image_bytes=2**18, max_pixels=10**6
+    address="127.0.0.1:0",
+    http_address="off",
+    instances=1,
+    max_images_per_request=8,
+    max_image_bytes=2**18,
+    max_pixels=10**6,
 )
 EXPECTED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
 INSIDE = ("Traceback", "site-packages", "object at 0x", "/tests/", "/serving/", "/bundle/")

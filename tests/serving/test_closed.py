@@ -1,8 +1,10 @@
 """Closed to strangers: TLS, client certificates and tokens over real sockets, and where a server refuses to listen."""
 
 import asyncio
-from contextlib import asynccontextmanager
+import ssl
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import grpc
@@ -28,7 +30,7 @@ from serving.server import Server
 from serving.settings import ServerSettings
 from serving.tokens import new_token
 
-OPEN = ServerSettings(address="127.0.0.1:0", instances=1)
+OPEN = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1)
 WAIT_S = 20
 NO_RETRY = [("grpc.enable_retries", 0)]
 
@@ -42,7 +44,7 @@ async def serving(models, settings):
     )
     await server.startup()
     await server.say_serving()
-    yield f"127.0.0.1:{server.port}"
+    yield f"127.0.0.1:{server.http_port or server.port}"
     await server.shutdown()
 
 
@@ -135,7 +137,9 @@ def test_unusable_certificate_stops_the_start_with_one_line(models, authority, t
     cert, _ = authority.issue(tmp_path / "server")
     _, other_key = authority.issue(tmp_path / "other")
     for key in (other_key, tmp_path / "none.key"):
-        done = command("run", models, "--address", "localhost:0", "--tls-cert", cert, "--tls-key", key)
+        done = command(
+            "run", models, "--address", "localhost:0", "--http-address", "off", "--tls-cert", cert, "--tls-key", key
+        )
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
         assert str(key) in done.stderr
     with pytest.raises(SettingsError, match="--tls-key"):
@@ -293,3 +297,54 @@ def test_insecure_listens_everywhere(models):
 def test_loopback_has_many_forms(address):
     """All of which only this machine reaches."""
     assert is_loopback(address)
+
+
+def test_http_is_closed_like_grpc(models, authority, tmp_path):
+    """The same certificate, client certificates, tokens and rates; health is open; a renewal counts at once."""
+    (token, line), (cert, key) = new_token("alice", requests_per_s=0.01), authority.issue(tmp_path / "server")
+    (tmp_path / "tokens").write_text(str(line))
+    settings = replace(OPEN, tls_cert=cert, tls_key=key, tls_client_ca=authority.pem, tokens=tmp_path / "tokens")
+    other = Authority(tmp_path / "other")
+
+    def get(address, path, *, ca=authority.pem, shown=True, **headers):
+        context = ssl.create_default_context(cafile=ca)
+        if shown:
+            context.load_cert_chain(*authority.issue(tmp_path / "client"))
+        with closing(HTTPSConnection(address, timeout=WAIT_S, context=context)) as line:
+            line.request("GET", path, headers=headers)
+            answer = line.getresponse()
+            return answer.status, dict(answer.headers), answer.read()
+
+    async def scene():
+        async with serving(models, replace(settings, http_address="127.0.0.1:0")) as address:
+
+            async def ask(path, **options):
+                return await asyncio.to_thread(get, address, path, **options)
+
+            right = {"Authorization": f"Bearer {token}"}
+            assert (await ask("/readyz"))[0] == 200
+            for path in ("/", "/metrics", "/v1/models", "/none"):
+                status, headers, body = await ask(path, Authorization="Bearer x")
+                assert (status, headers["www-authenticate"]) == (401, "Bearer")
+                assert b"UNAUTHENTICATED" in body
+            assert (await ask("/v1/models", **right))[0] == 200
+            status, headers, _ = await ask("/v1/models", **right)
+            assert (status, int(headers["retry-after"]) > 0) == (429, True)
+            with pytest.raises(OSError, match=r"CERTIFICATE_REQUIRED|certificate required|reset|EOF|closed"):
+                await ask("/readyz", shown=False)
+            for new, place in zip(other.issue(tmp_path / "new"), (cert, key), strict=True):
+                new.replace(place)
+            assert (await ask("/readyz", ca=other.pem))[0] == 200
+
+    asyncio.run(scene())
+
+
+def test_http_in_the_open_is_asked_for_too(models):
+    """Even where gRPC itself stays on this machine."""
+
+    async def scene():
+        async with serving(models, replace(OPEN, http_address="0.0.0.0:0")):
+            pytest.fail("it listens")
+
+    with pytest.raises(StartupError, match=r"--tls-cert.*--insecure"):
+        asyncio.run(scene())

@@ -19,6 +19,7 @@ PICTURE = tiny_bundle.picture("red", size=(40, 30), file_format="BMP")
 OTHER = tiny_bundle.picture("red", size=(40, 31), file_format="BMP")
 SETTINGS = ServerSettings(
     address="127.0.0.1:0",
+    http_address="off",
     instances=1,
     max_images_per_request=3,
     max_image_bytes=len(OTHER),
