@@ -61,6 +61,8 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        for reason in ("token", "rate"):
+            self.turned_away.labels(reason)  # 0 from the start, so that the first one is a rise
         self.queue_seconds = self._seconds("queue", "From admission until a thread takes the picture.")
         self.decode_seconds = self._seconds("decode", "From encoded bytes to RGB.")
         self.preprocess_seconds = self._seconds("preprocess", "From RGB to model input.")

@@ -23,6 +23,7 @@ from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving.access import AccessInterceptor, check_exposure
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
+from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
 from serving.health import HealthBoard
@@ -40,7 +41,7 @@ from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 from serving.shadow import Shadow
 from serving.stages import Tracing
-from serving.tls import server_credentials, tls_files
+from serving.tls import tls_files
 from serving.tokens import Gate
 from serving.watcher import Watcher
 

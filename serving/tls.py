@@ -1,14 +1,13 @@
 """TLS from files: certificate, key, and where clients must show one too, their authority. Read again when they change.
 
 A changed file counts from the next handshake on; connections stay as they are. A pair that does not fit, as in the
-middle of a renewal, is logged, and the one before it stays.
+middle of a renewal, is logged, and the one before it stays. Knows no grpc.
 """
 
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import structlog
 
 from serving.errors import StartupError
@@ -38,45 +37,25 @@ def tls_files(settings: ServerSettings) -> TlsFiles | None:
     return TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return gRPC's credentials, which follow the files. Raises StartupError where they cannot be used now."""
-    watched = WatchedFiles(files.paths())
-    watched.have_changed()
-    _first_context(files)
-    first = _configuration(files)
-
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Called at every handshake, from a thread of the library; None: no change."""
-        if not watched.have_changed() or _next_context(files) is None:
-            return None
-        return _configuration(files)
-
-    return grpc.dynamic_ssl_server_credentials(first, fetch, files.client_ca is not None)  # type: ignore[arg-type]  # the stub forgets None
-
-
 def http_context(files: TlsFiles) -> ssl.SSLContext:
     """Return a context for HTTP that follows the files too. Raises StartupError where they cannot be used now."""
     watched = WatchedFiles(files.paths())
     watched.have_changed()
-    newest = first = _first_context(files)
+    newest = first = first_context(files)
 
     def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         """Called at every handshake."""
         nonlocal newest
         if watched.have_changed():
-            newest = _next_context(files) or newest
+            newest = next_context(files) or newest
         connection.context = newest
 
     first.sni_callback = choose
     return first
 
 
-def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    authority = files.client_ca.read_bytes() if files.client_ca else None
-    return grpc.ssl_server_certificate_configuration([(files.key.read_bytes(), files.cert.read_bytes())], authority)
-
-
-def _first_context(files: TlsFiles) -> ssl.SSLContext:
+def first_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return a context of the files as they are. Raises StartupError where they cannot be used."""
     try:
         return _context(files)
     except OSError as error:  # ssl.SSLError is one
@@ -84,7 +63,8 @@ def _first_context(files: TlsFiles) -> ssl.SSLContext:
         raise StartupError(f"{names}: {_reason(error)}; wanted PEM files, a certificate and its key") from error
 
 
-def _next_context(files: TlsFiles) -> ssl.SSLContext | None:
+def next_context(files: TlsFiles) -> ssl.SSLContext | None:
+    """Return a context of changed files; None, and a line in the log, where they cannot be used."""
     try:
         context = _context(files)
     except OSError as error:
@@ -95,7 +75,6 @@ def _next_context(files: TlsFiles) -> ssl.SSLContext | None:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    """Raise OSError for what no handshake could use: the grpc library would only fail later, and say nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(files.cert, files.key, password=_no_password)
