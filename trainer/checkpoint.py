@@ -4,8 +4,9 @@
     history.jsonl       one line an epoch
     split.csv           path, label, side, sha256, group and cluster of every picture
     applied-fixes.csv   the corrections that `fit --apply` made, where it did
+    unreadable.csv      path and reason of every file that was left out
     best.json, last.json    where the run stands and what it scored; names its weights file
-    *.safetensors       weights (and for `last` the optimizer and the running average)
+    *.safetensors       weights (for `best` its validation logits, for `last` the optimizer and the running average)
 
 A checkpoint is its JSON: tensors are written first, the JSON is replaced in one step, older tensors go last. All
 randomness derives from (seed, epoch, step), so those three are the whole generator and sampler state.
@@ -26,7 +27,7 @@ from torch import Tensor
 from bundle.manifest import Provenance
 from bundle.preprocess import PreprocessSpec
 from trainer.config import FitConfig
-from trainer.data import SIDES, Dataset, Picture, Side
+from trainer.data import SIDES, BadFile, Dataset, Picture, Side
 from trainer.errors import CheckpointError
 
 Name = Literal["best", "last"]
@@ -74,6 +75,7 @@ class State:
     best_epoch: int = -1
     loss_sum: float = 0.0  # over the steps of this epoch
     finished: bool = False
+    probe_seconds: float = 0.0
 
 
 _RUN = TypeAdapter(Run)
@@ -93,6 +95,10 @@ def write_run(folder: Path, run: Run, dataset: Dataset) -> None:
                 (item.path.resolve(), item.label, side, item.sha256, item.group, item.cluster)
                 for item in dataset.sides[side]
             )
+    with (folder / "unreadable.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "reason"))
+        writer.writerows((item.path, item.reason) for item in dataset.bad)
     if run.config.apply:
         (folder / APPLIED_FIXES).write_bytes(run.config.apply.read_bytes())
     _replace(folder / "run.json", _RUN.dump_json(run, indent=1).decode())
@@ -125,6 +131,15 @@ def read_split(folder: Path) -> dict[Side, tuple[Picture, ...]]:
     except (OSError, KeyError, csv.Error) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); fit again") from error
     return {side: tuple(picture for where, picture in pictures if where == side) for side in SIDES}
+
+
+def read_unreadable(folder: Path) -> tuple[BadFile, ...]:
+    """Return the files that were left out when the run began; none for a run that did not record them."""
+    path = folder / "unreadable.csv"
+    if not path.exists():
+        return ()
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(BadFile(path=Path(row["path"]), reason=row["reason"]) for row in csv.DictReader(file))
 
 
 def save(folder: Path, name: Name, state: State, tensors: dict[str, Tensor]) -> State:

@@ -74,6 +74,7 @@ def fit(session: Session) -> Outcome:
 
 
 def _probe(session: Session) -> None:
+    started = time.monotonic()
     session.progress.say("linear probe: computing features once")
     train = all_features(session.model, session.evaluation("train"), session.device)
     val = all_features(session.model, session.evaluation("val"), session.device)
@@ -83,10 +84,10 @@ def _probe(session: Session) -> None:
         head.weight.copy_(probe.weight)
         head.bias.copy_(probe.bias)
     score = Score(accuracy=probe.accuracy, log_loss=probe.log_loss)
-    session.state = replace(session.state, probe=score, best=score, stage="fine-tune")
-    session.state = checkpoint.save(
-        session.folder, "best", session.state, prefixed("model", session.model.state_dict())
-    )
+    seconds = time.monotonic() - started
+    session.state = replace(session.state, probe=score, best=score, stage="fine-tune", probe_seconds=seconds)
+    logits = val[0] @ probe.weight.T + probe.bias
+    session.state = checkpoint.save(session.folder, "best", session.state, _best_tensors(session.model, logits))
     session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
 
 
@@ -103,8 +104,9 @@ def _fine_tune(session: Session) -> None:
         restore_optimizer(optimizer, part(tensors, "optimizer"))
     with SummaryWriter(session.folder / "tensorboard", purge_step=state.epoch) as board, _interruptible() as stop:
         for epoch in range(state.epoch, config.epochs):
+            started = time.monotonic()
             _epoch(session, epoch, optimizer, average, stop)
-            session.state = _finish_epoch(session, epoch, average, board)
+            session.state = _finish_epoch(session, epoch, average, board=board, started=started)
             checkpoint.save(session.folder, "last", session.state, _all_tensors(model, average, optimizer))
             if session.state.finished and epoch + 1 < config.epochs:
                 session.progress.say(f"stopped early: no better epoch in {config.patience}")
@@ -178,7 +180,9 @@ def _step(
     return float(loss.detach())
 
 
-def _finish_epoch(session: Session, epoch: int, average: dict[str, Tensor], board: SummaryWriter) -> State:
+def _finish_epoch(
+    session: Session, epoch: int, average: dict[str, Tensor], *, board: SummaryWriter, started: float
+) -> State:
     """Score the averaged weights on validation; keep them as `best` where they are."""
     state, config = session.state, session.run.config
     own = {name: value.detach().clone() for name, value in session.model.state_dict().items()}
@@ -191,13 +195,14 @@ def _finish_epoch(session: Session, epoch: int, average: dict[str, Tensor], boar
     state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0)
     if score.beats(state.best):
         state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
-        checkpoint.save(session.folder, "best", state, prefixed("model", session.model.state_dict()))
+        checkpoint.save(session.folder, "best", state, _best_tensors(session.model, logits))
     session.model.load_state_dict(own)
     row: dict[str, float | int | str] = {
         "epoch": epoch,
         "loss": loss,
         "val_accuracy": score.accuracy,
         "val_log_loss": score.log_loss,
+        "seconds": time.monotonic() - started,  # of this process: a resumed epoch counts from there
     }
     checkpoint.append_history(session.folder, row, before_epoch=epoch)
     for name in ("loss", "val_accuracy", "val_log_loss"):
@@ -219,6 +224,11 @@ def _best_epoch_number(folder: Path) -> int:
     """Return the best epoch of fine-tuning: patience counts from there, whether or not it beat the probe."""
     best, rows = _best_epoch(folder), checkpoint.read_history(folder)
     return max(int(row["epoch"]) for row in rows if best is not None and row["val_accuracy"] == best.accuracy)
+
+
+def _best_tensors(model: Deployed, logits: Tensor) -> dict[str, Tensor]:
+    """The report reads the logits: looking at every validation picture once more would cost what the probe does."""
+    return {**prefixed("model", model.state_dict()), **prefixed("validation", {"logits": logits})}
 
 
 def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
