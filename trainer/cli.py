@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
 from bundle.runtime import Choice
+from trainer.cli_show import show_app
 from trainer.config import FitConfig
 from trainer.data_cli import AsJson, DataSet, RunFolder, data_app, out
 from trainer.errors import Interrupted, ParityError
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(show_app)
 _EXIT_CODES: Final[dict[type[CalotypeError], int]] = {ParityError: 1, Interrupted: 130}  # 130: what a shell expects
 
 Variant = Annotated[Choice, typer.Option(help="Run this variant of a bundle; auto: the one that a server takes.")]
@@ -39,6 +41,7 @@ def fit(
 ) -> None:
     """Train on a folder of pictures: linear probe, then fine-tuning; the better one is kept."""
     from trainer import runs, train  # torch takes seconds to import; --help should not
+    from trainer.report.render import REPORT_NAME, try_write_report
 
     session = runs.resume(out_folder) if resume else runs.begin(data, out_folder, config)
     outcome = train.fit(session)
@@ -52,7 +55,10 @@ def fit(
             "fine-tuned", f"{score.accuracy:.4f}", f"{score.log_loss:.4f}", f"{outcome.seconds_fine_tune:.1f}"
         )
     out.print(table)
-    out.print(f"kept the {outcome.kept} in {out_folder}; next: trainer export {out_folder} --to models --name NAME")
+    report = out_folder / REPORT_NAME
+    seen = f", see {report}" if try_write_report(out_folder, report) else ""
+    next_command = f"trainer export {out_folder} --to models --name NAME"
+    out.print(f"kept the {outcome.kept} in {out_folder}{seen}; next: {next_command}")
 
 
 @app.command()

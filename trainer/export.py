@@ -36,6 +36,7 @@ from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
 from trainer.progress import Progress
 from trainer.proof import Parity, prove
+from trainer.report.papers import write_papers
 from trainer.session import restore_model
 from trainer.twins import write_exported_program, write_torchscript
 from trainer.variants import GOLDEN_LOGIT_TOLERANCE, GOLDEN_TOLERANCE, bundle_logits, measure, with_latencies
@@ -112,6 +113,7 @@ def export(
         manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
         manifest = replace(manifest, candidates=found.candidates if found else ())
         manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
+        write_papers(folder, run_folder, manifest, parity=tuple(parity))
     return Exported(
         folder=models / name / str(version),
         parity=parity,

@@ -51,7 +51,13 @@ def test_flags_choose_the_formats(
     """Neither flag means both; what is not asked for is not written, and the last line says what can be done next."""
     done = trainer("export", run, "--to", tmp_path, "--name", "m", "--no-int8", *flags)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "m" / "1").iterdir()} == {*files, "bundle.json", "golden"}
+    assert {path.name for path in (tmp_path / "m" / "1").iterdir()} == {
+        *files,
+        "bundle.json",
+        "golden",
+        "report.html",
+        "MODEL_CARD.md",
+    }
     assert f"next: {next_command}" in done.stdout.splitlines()[-1]
 
 

@@ -25,12 +25,9 @@ def grad_cam(model: Deployed, images: Tensor, classes: Tensor) -> Tensor:
     """
     model.eval()
     layer = _last_feature_map(model, images[:1])
-    return torch.cat(
-        [
-            _heat(model, layer, *batch)
-            for batch in zip(images.split(_BATCH), classes.split(_BATCH), strict=True)
-        ]
-    )
+    starts = range(0, len(images), _BATCH)
+    batches = [(images[start : start + _BATCH], classes[start : start + _BATCH]) for start in starts]
+    return torch.cat([_heat(model, layer, *batch) for batch in batches])
 
 
 def _last_feature_map(model: Deployed, image: Tensor) -> nn.Module:

@@ -4,6 +4,7 @@ matplotlib is told colours that stand for CSS ones, and writes them into style a
 security policy forbids: both are rewritten here. No text of a user's gets into a diagram.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,14 +56,11 @@ def loss_curves(report: Report) -> str:
     """Return an SVG of training loss and validation log-loss by epoch."""
     epochs = [int(row["epoch"]) + 1 for row in report.history]
     with _figure("Loss by epoch, in training and on validation") as (axes, drawn):
-        axes.plot(epochs, _column(report, "loss"), color=_MUTED, marker="o", markersize=3, label="training loss")
-        axes.plot(
-            epochs, _column(report, "val_log_loss"), color=_ACCENT, marker="o", markersize=3, label="validation log-loss"
-        )
+        axes.plot(epochs, _column(report, "loss"), color=_MUTED, marker="o", markersize=3, label="training")
+        axes.plot(epochs, _column(report, "val_log_loss"), color=_ACCENT, marker="o", markersize=3, label="validation")
         _mark_probe(axes, report, "log_loss")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epoch")
-        axes.legend()
     return drawn[0]
 
 
@@ -82,12 +80,16 @@ def accuracy_curve(report: Report) -> str:
             label="95 % interval",
         )
         axes.plot(
-            epochs, [interval.value for interval in intervals], color=_ACCENT, marker="o", markersize=3, label="fine-tuning"
+            epochs,
+            [interval.value for interval in intervals],
+            color=_ACCENT,
+            marker="o",
+            markersize=3,
+            label="fine-tuning",
         )
         _mark_probe(axes, report, "accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
         axes.set_xlabel("epoch")
-        axes.legend(loc="lower right")
     return drawn[0]
 
 
@@ -103,13 +105,12 @@ def reliability(report: Report) -> str:
             axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_xlabel("confidence of the answer")
         axes.set_ylabel("answers that are right")
-        axes.legend(loc="upper left")
     return drawn[0]
 
 
 def confidence_counts(report: Report) -> str:
     """Return an SVG of how many answers are given with which confidence."""
-    edges = np.linspace(0, 1, 2 * _BINS + 1)
+    edges = [edge / (2 * _BINS) for edge in range(2 * _BINS + 1)]
     with _figure("Number of answers by confidence, right and wrong") as (axes, drawn):
         groups = [report.confidences[report.hits], report.confidences[~report.hits]]
         axes.hist(groups, bins=edges, stacked=True, color=[_ACCENT, _SECOND], label=["right", "wrong"], rwidth=0.9)
@@ -118,7 +119,6 @@ def confidence_counts(report: Report) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("confidence of the answer")
         axes.set_ylabel("pictures")
-        axes.legend(loc="upper left")
     return drawn[0]
 
 
@@ -137,7 +137,7 @@ def _mark_probe(axes: Axes, report: Report, name: str) -> None:
 def _lowest(report: Report) -> float:
     """No answer is less sure than 1 / classes: two classes need only half of the axis."""
     lowest = float(min(report.confidences.min(), report.raw_confidences.min()))
-    return np.floor(lowest * _BINS) / _BINS - 0.02
+    return math.floor(lowest * _BINS) / _BINS - 0.02
 
 
 def _bins(
@@ -150,8 +150,9 @@ def _bins(
     values = [share.value for share in shares]
     below = [share.value - share.low for share in shares]
     above = [share.high - share.value for share in shares]
-    axes.errorbar(means, values, yerr=[below, above], color=colour, marker="o", markersize=4, linewidth=1.4, elinewidth=1,
-                  capsize=2, label=label)  # fmt: skip
+    areas = [20 + 60 * float((places == place).mean()) for place in filled]  # points squared
+    axes.errorbar(means, values, yerr=[below, above], color=colour, linestyle="none", elinewidth=1.2, alpha=0.7)
+    axes.scatter(means, values, s=areas, color=colour, label=label, zorder=3)
     axes.grid(linewidth=0.6)
 
 
@@ -162,6 +163,7 @@ def _figure(description: str) -> Iterator[tuple[Axes, list[str]]]:
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stubs list the keys, not their values' types
         figure = Figure(figsize=_INCHES, layout="constrained")
         yield figure.subplots(), drawn
+        figure.legend(loc="outside upper left", ncols=3)
         buffer = StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn.append(_for_page(buffer.getvalue(), description))

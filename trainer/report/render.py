@@ -16,6 +16,7 @@ import numpy as np
 from bundle import __version__
 from bundle.manifest import Interval
 from trainer.metrics import wilson
+from trainer.progress import Progress
 from trainer.report import plots
 from trainer.report.collect import BundleFacts, Report, collect
 from trainer.report.pictures import data_uri
@@ -50,6 +51,17 @@ def write_report(run_folder: Path, target: Path, *, bundle: BundleFacts | None =
     partial = target.with_name(f".{target.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(target)
+
+
+def try_write_report(run_folder: Path, target: Path, *, bundle: BundleFacts | None = None) -> bool:
+    """Write the report, or say in one line why not: what was trained or exported is worth more than its report."""
+    try:
+        write_report(run_folder, target, bundle=bundle)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, hours of training must not be lost to it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        Progress().say(f"no report ({reason}); the rest is whole, try `trainer report {run_folder}`")
+        return False
+    return True
 
 
 def render(report: Report, bundle: BundleFacts | None = None) -> str:
