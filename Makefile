@@ -53,6 +53,10 @@ test-portable: setup ## run the portable graph in JavaScript too; installs node 
 test-all-backbones: setup ## export and prove a network of every family: a quarter of an hour
 	$(BIN)/python -m pytest -m all_backbones
 
+test-browser: setup ## run the tests that open pages in Chromium; installs it when root on Debian
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --yes chromium; }
+	CALOTYPE_BROWSER=required $(BIN)/python -m pytest -m browser
+
 lint: setup ## check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from trainer.receptive_field import UNKNOWN, Field, joined
 
 _WINDOWS: Final = ("conv2d", "max_pool2d", "avg_pool2d")
 _POOLINGS: Final = ("adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax", "group_norm")
+_POINTWISE: Final = ("linear", "permute", "transpose")  # of maps that have their channels last
 _RESHAPINGS: Final = ("flatten", "view", "reshape")
 
 
@@ -102,8 +103,8 @@ def _field(node: fx.Node, sources: list[Field]) -> Field:
         return before.pooled()
     if operation in _RESHAPINGS and len(shape) < len(source_shape) == 4:
         return before.pooled()
-    keeps_places = len(shape) != 4 or len(source_shape) != 4 or {*shape[1:]} == {*source_shape[1:]}
-    return before if keeps_places or shape[2:] == source_shape[2:] else UNKNOWN
+    keeps_places = operation in _POINTWISE or 4 not in (len(shape), len(source_shape)) or shape[2:] == source_shape[2:]
+    return before if keeps_places or len(shape) != len(source_shape) else UNKNOWN
 
 
 def _window(node: fx.Node, operation: str) -> dict[str, tuple[int, int]]:

@@ -66,4 +66,4 @@ def _heat(model: Deployed, layer: nn.Module, images: Tensor, classes: Tensor) ->
     weights = gradients.mean((2, 3), keepdim=True)  # (N, K, 1, 1), eq. 1
     maps = (weights * caught[-1].detach()).sum(1, keepdim=True).relu()  # (N, 1, h, w), eq. 2
     heat = F.interpolate(maps, size=images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
-    return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    return heat / heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)

@@ -181,13 +181,27 @@ def _for_page(text: str, description: str) -> str:
             name, _, value = declaration.partition(":")
             if not name.strip().startswith("font"):  # the page's own
                 element.set(name.strip(), _THEME.get(value.strip(), value.strip()))
-    referred = {
-        found for element in root.iter() for value in element.attrib.values() for found in _REFERENCE.findall(value)
-    }
-    for element in root.iter():
-        if element.get("id") not in referred:
-            element.attrib.pop("id", None)
+    _prefix_ids(root, "".join(filter(str.isalnum, description)))
     for size in ("width", "height"):
         root.attrib.pop(size)
     root.attrib |= {"role": "img", "aria-label": description, "class": "plot"}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _prefix_ids(root: ElementTree.Element, prefix: str) -> None:
+    """Keep the ids that something refers to, under names of their own: a page has several diagrams, each id once."""
+    ids = {element.get("id") for element in root.iter()}
+    referred: set[str] = set()
+
+    def renamed(found: re.Match[str]) -> str:
+        if found[1] not in ids:
+            return found[0]  # a colour
+        referred.add(found[1])
+        return f"#{prefix}-{found[1]}"
+
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            element.set(name, _REFERENCE.sub(renamed, value))
+    for element in root.iter():
+        if (own := element.attrib.pop("id", None)) in referred:
+            element.set("id", f"{prefix}-{own}")
