@@ -32,7 +32,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = trainer("fit", data, "--out", folder, *TINY_FIT)
     assert done.returncode == 0, done.stderr
-    assert f"next: trainer export {folder}" in done.stdout.splitlines()[-1]
+    assert f"see {folder / 'report.html'}; next: trainer export {folder}" in done.stdout.splitlines()[-1]
+    assert (folder / "report.html").exists()
     return folder
 
 

@@ -16,46 +16,24 @@ from torch import nn
 from typer.testing import CliRunner
 
 from tests.bundle.tiny_bundle import make_contract, make_manifest
-from trainer import backbones, checkpoint, runs, train
+from trainer import backbones, checkpoint
 from trainer.classifier import Classifier
 from trainer.cli import app
-from trainer.config import FitConfig
+from trainer.errors import CheckpointError
 from trainer.network import Deployed
 from trainer.proof import Parity
 from trainer.report import render
-from trainer.report.collect import BundleFacts, Report, collect
+from trainer.report.collect import SHOWN, BundleFacts, Report, collect
 from trainer.report.gradcam import grad_cam
 from trainer.report.papers import model_card
 from trainer.report.pictures import overlay
 
-from .pictures import make_folder
-
-HOSTILE = "<img src=x onerror=alert(1)>"
-LABELS = (HOSTILE, "a very long label that does not want to end before the page does", 'red | "hot" & {{ 7 * 7 }}')
-
-
-def make_run(root: Path) -> Path:
-    """Train a tiny network for one epoch on pictures whose labels and names are hostile."""
-    data = make_folder(root / "data")
-    for name, label in zip(("blue", "green", "red"), LABELS, strict=True):
-        (data / name).rename(data / label)
-    shutil.copy(data / LABELS[2] / "00.png", data / LABELS[2] / "<b>copy.png")
-    (data / LABELS[0] / "<i>broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    config = FitConfig(
-        backbone="mobilenet_v3_small", weights="none", image_size=64, epochs=1, batch_size=8, val_share=0.4
-    )
-    train.fit(runs.begin(data, root / "run", config))
-    return root / "run"
+from .conftest import HOSTILE
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="module")
-def report(run: Path) -> Report:
-    return collect(run)
+def report(hostile_run: Path) -> Report:
+    return collect(hostile_run)
 
 
 class Tags(HTMLParser):
@@ -94,16 +72,16 @@ def test_hostile_labels_and_names_are_text(report: Report) -> None:
     assert "&lt;i&gt;broken.png" in page
 
 
-def test_figures_are_those_of_the_run(run: Path, report: Report) -> None:
+def test_figures_are_those_of_the_run(hostile_run: Path, report: Report) -> None:
     """The best checkpoint's own logits give its own score; every held-out picture stands in the matrix once."""
-    state, tensors = checkpoint.load(run, "best")
-    targets = torch.tensor([report.run.labels.index(item.label) for item in checkpoint.read_split(run)["val"]])
+    state, tensors = checkpoint.load(hostile_run, "best")
+    targets = torch.tensor([report.run.labels.index(item.label) for item in checkpoint.read_split(hostile_run)["val"]])
     logits = tensors["validation/logits"]
     assert state.best is not None
     assert float((logits.argmax(1) == targets).double().mean()) == state.best.accuracy
     assert sum(map(sum, report.calibrated.confusion)) == report.counts["test"] == len(report.hits)
     assert [row.counts["train"] for row in report.classes] == [
-        sum(item.label == label for item in checkpoint.read_split(run)["train"]) for label in report.run.labels
+        sum(item.label == label for item in checkpoint.read_split(hostile_run)["train"]) for label in report.run.labels
     ]
     assert len(report.history) == 1
     assert report.state.probe_seconds > 0
@@ -117,7 +95,7 @@ def test_errors_are_sure_first_and_hits_unsure_first(report: Report) -> None:
     unsure = [example.score for example in report.weak_hits]
     assert sure == sorted(sure, reverse=True)
     assert unsure == sorted(unsure)
-    assert len(sure) == min(12, int((~report.hits).sum()))
+    assert len(sure) == min(SHOWN, int((~report.hits).sum()))
     assert unsure[0] == report.confidences[report.hits].min()
 
 
@@ -129,19 +107,19 @@ def test_data_check_counts_what_is_wrong(report: Report) -> None:
     assert (report.data.repeated, report.data.across_sides, report.data.two_labels) == (1, (), ())
 
 
-def test_equal_runs_give_equal_bytes(run: Path, report: Report) -> None:
+def test_equal_runs_give_equal_bytes(hostile_run: Path, report: Report) -> None:
     """Measured twice, written twice: the same page."""
-    assert render.render(collect(run)) == render.render(report)
+    assert render.render(collect(hostile_run)) == render.render(report)
 
 
-def test_report_is_written_without_the_pictures(run: Path, tmp_path: Path) -> None:
-    """A test side that has been moved away is a plain error; a validation side is not needed to say how good it was."""
+def test_report_is_written_without_the_pictures(hostile_run: Path, tmp_path: Path) -> None:
+    """Where the pictures have been moved away, the figures are still those of the stored validation logits."""
     moved = tmp_path / "moved"
-    shutil.copytree(run, moved)
+    shutil.copytree(hostile_run, moved)
     (moved / "split.csv").write_text(
         "\n".join(
-            line.replace(str(run.parent), str(tmp_path))
-            for line in (run / "split.csv").read_text().splitlines()
+            line.replace(str(hostile_run.parent), str(tmp_path))
+            for line in (hostile_run / "split.csv").read_text().splitlines()
             if line.split(",")[-2] != "test"
         )
     )
@@ -173,7 +151,7 @@ def test_bundle_adds_proof_and_files(report: Report) -> None:
 
 
 def test_failed_report_costs_one_line(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hostile_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever happens inside, the caller goes on, no half page is left, and a person is told how to try again."""
 
@@ -181,20 +159,20 @@ def test_failed_report_costs_one_line(
         raise RuntimeError("no\nluck")
 
     monkeypatch.setattr(render, "collect", fail)
-    assert not render.try_write_report(run, tmp_path / "report.html")
+    assert not render.try_write_report(hostile_run, tmp_path / "report.html")
     assert "".join(capsys.readouterr().err.splitlines()).startswith("no report (RuntimeError: no luck)")
     assert not list(tmp_path.iterdir())
 
 
-def test_command_writes_the_report(run: Path, tmp_path: Path) -> None:
-    """Into the run, or where it is told to; a folder that is no run is one line and exit code 2 in the program."""
-    runner = CliRunner()
-    done = runner.invoke(app, ["report", str(run), "--to", str(tmp_path / "page.html")])
-    assert done.exit_code == 0
-    assert f"wrote {tmp_path / 'page.html'}; next:" in done.stdout
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-    assert runner.invoke(app, ["report", str(run)]).exit_code == 0
-    assert (run / "report.html").exists()
+def test_command_writes_the_report(hostile_run: Path, tmp_path: Path) -> None:
+    """Where it is told to, with the next command in the last line; a folder that is no run is named."""
+    target = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["report", str(hostile_run), "--to", str(target)])
+    assert done.stdout.splitlines()[-1].startswith(f"wrote {target}; next: trainer export {hostile_run}")
+    assert target.read_text().startswith("<!doctype html>")
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert isinstance(done.exception, CheckpointError)
+    assert str(tmp_path / "run.json") in str(done.exception)
 
 
 class RedDetector(nn.Module):

@@ -8,8 +8,6 @@ import pytest
 from tests.browser import visit
 from trainer.report.render import write_report
 
-from .test_report import make_run
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -17,10 +15,10 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("page")
-    write_report(make_run(root), root / "report.html")
-    return (root / "report.html").as_uri()
+def page(hostile_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    target = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(hostile_run, target)
+    return target.as_uri()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -31,7 +31,7 @@ from trainer.report.gradcam import grad_cam
 from trainer.report.pictures import overlay
 from trainer.session import EVALUATION_BATCH, restore_model
 
-SHOWN: Final = 12  # pictures of each kind
+SHOWN: Final = 9  # pictures of each kind
 
 Sides = dict[Side, tuple[Picture, ...]]
 
@@ -119,8 +119,10 @@ def collect(folder: Path) -> Report:
         loader = evaluation_loader(pictures, batch_size=EVALUATION_BATCH, workers=0)
         return all_logits(model, loader, device)[0].numpy()
 
-    temperature = fit_temperature(logits_of("val").astype(np.float64), _targets(run, sides["val"]))
-    logits, targets = logits_of(held_out), _targets(run, sides[held_out])
+    val_logits = logits_of("val")
+    temperature = fit_temperature(val_logits.astype(np.float64), _targets(run, sides["val"]))
+    logits = val_logits if held_out == "val" else logits_of(held_out)
+    targets = _targets(run, sides[held_out])
     raw, calibrated = (probabilities(logits, temperature=value) for value in (1.0, temperature))
     evaluation = evaluate(calibrated, targets, run.labels)
     answers, hits = calibrated.argmax(1), calibrated.argmax(1) == targets

@@ -24,5 +24,5 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> Image.Image
 def data_uri(picture: Image.Image, *, quality: int = _WEBP_QUALITY) -> str:
     """Return a picture as a WebP data URI."""
     buffer = BytesIO()
-    picture.save(buffer, "WEBP", quality=quality, method=4)
+    picture.save(buffer, "WEBP", quality=quality, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
