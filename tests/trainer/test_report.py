@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,31 @@ def test_bundle_adds_proof_and_files(report: Report) -> None:
     ):
         assert text in page
     assert "3.2 ms" not in render.render(report)
+
+
+def test_candidates_are_listed_with_their_verdicts(report: Report) -> None:
+    """What the search for INT8 tried: figures and why it was kept or not."""
+    manifest = make_manifest(make_contract())
+    candidate = SimpleNamespace(
+        name="per-channel minmax",
+        accuracy=manifest.variants[0].accuracy,
+        agreement=0.993,
+        latency_ms=4.04,
+        latency_batch8_ms=31.2,
+        size_bytes=5_100_000,
+        verdict="kept",
+    )
+    searched = SimpleNamespace(**vars(manifest) | {"candidates": (candidate,)})
+    page = render.render(report, BundleFacts(manifest=searched, parity=(), sizes={"model.onnx": 1, "model.pt": 1}))
+    for text in (
+        "per-channel minmax",
+        "99.3\N{NO-BREAK SPACE}%",
+        "4.0 ms",
+        "31.2 ms",
+        "5.1\N{NO-BREAK SPACE}MB",
+        "kept",
+    ):
+        assert text in page
 
 
 def test_failed_report_costs_one_line(
