@@ -76,6 +76,7 @@ class State:
     loss_sum: float = 0.0  # over the steps of this epoch
     finished: bool = False
     probe_seconds: float = 0.0
+    fine_tune_seconds: float = 0.0  # of whole epochs
 
 
 _RUN = TypeAdapter(Run)
@@ -162,9 +163,14 @@ def save(folder: Path, name: Name, state: State, tensors: dict[str, Tensor]) -> 
     return saved
 
 
+def read_state(folder: Path, name: Name) -> State:
+    """Read where a run stands, without its tensors; raises CheckpointError."""
+    return _read(folder / f"{name}.json", _STATE, "the run stopped before its first checkpoint; fit again")
+
+
 def load(folder: Path, name: Name) -> tuple[State, dict[str, Tensor]]:
     """Read a checkpoint; raises CheckpointError."""
-    state = _read(folder / f"{name}.json", _STATE, "the run stopped before its first checkpoint; fit again")
+    state = read_state(folder, name)
     if Path(state.weights).name != state.weights:
         raise CheckpointError(f"{folder / name}.json: weights {state.weights!r} is no file name in this folder")
     path = folder / state.weights

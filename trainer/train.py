@@ -192,7 +192,8 @@ def _finish_epoch(
         accuracy=float((logits.argmax(1) == targets).double().mean()), log_loss=float(F.cross_entropy(logits, targets))
     )
     loss = state.loss_sum / state.step
-    state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0)
+    seconds = state.fine_tune_seconds + time.monotonic() - started  # a resumed epoch counts from there
+    state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0, fine_tune_seconds=seconds)
     if score.beats(state.best):
         state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
         checkpoint.save(session.folder, "best", state, _best_tensors(session.model, logits))
@@ -202,7 +203,6 @@ def _finish_epoch(
         "loss": loss,
         "val_accuracy": score.accuracy,
         "val_log_loss": score.log_loss,
-        "seconds": time.monotonic() - started,  # of this process: a resumed epoch counts from there
     }
     checkpoint.append_history(session.folder, row, before_epoch=epoch)
     for name in ("loss", "val_accuracy", "val_log_loss"):

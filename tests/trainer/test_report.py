@@ -86,6 +86,7 @@ def test_figures_are_those_of_the_run(hostile_run: Path, report: Report) -> None
     ]
     assert len(report.history) == 1
     assert report.state.probe_seconds > 0
+    assert report.fine_tune_seconds > 0
 
 
 def test_errors_are_sure_first_and_hits_unsure_first(report: Report) -> None:

@@ -78,6 +78,7 @@ class Report:
     run: Run
     state: State
     history: list[dict[str, float | int | str]]
+    fine_tune_seconds: float
     held_out: Side
     counts: dict[Side, int]
     temperature: float
@@ -124,6 +125,7 @@ def collect(folder: Path) -> Report:
     logits = val_logits if held_out == "val" else logits_of(held_out)
     targets = _targets(run, sides[held_out])
     raw, calibrated = (probabilities(logits, temperature=value) for value in (1.0, temperature))
+    history = checkpoint.read_history(folder)
     evaluation = evaluate(calibrated, targets, run.labels)
     answers, hits = calibrated.argmax(1), calibrated.argmax(1) == targets
     order = np.argsort(-calibrated.max(1), kind="stable")
@@ -132,7 +134,8 @@ def collect(folder: Path) -> Report:
         title=folder.resolve().name,
         run=run,
         state=state,
-        history=checkpoint.read_history(folder),
+        history=history,
+        fine_tune_seconds=checkpoint.read_state(folder, "last").fine_tune_seconds if history else 0.0,
         held_out=held_out,
         counts={side: len(sides[side]) for side in SIDES},
         temperature=temperature,

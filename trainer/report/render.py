@@ -141,8 +141,8 @@ def _stages(report: Report) -> list[Stage]:
     rows = [("linear probe", probe.accuracy, probe.log_loss, report.state.probe_seconds, "probe")]
     if report.history:
         best = max(report.history, key=lambda row: (float(row["val_accuracy"]), -float(row["val_log_loss"])))
-        seconds = sum(float(row.get("seconds", 0)) for row in report.history)
-        rows.append(("fine-tuning", float(best["val_accuracy"]), float(best["val_log_loss"]), seconds, "fine-tune"))
+        accuracy, log_loss = float(best["val_accuracy"]), float(best["val_log_loss"])
+        rows.append(("fine-tuning", accuracy, log_loss, report.fine_tune_seconds, "fine-tune"))
     return [
         Stage(
             name=name,
