@@ -22,7 +22,7 @@ from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.checkpoint import Run, State, part
 from trainer.data import SIDES, BadFile, Picture, Side
-from trainer.metrics import Evaluation, evaluate, fit_temperature, wilson
+from trainer.metrics import Evaluation, evaluate, fit_temperature
 from trainer.network import Deployed, all_logits, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
 from trainer.preview import contact_sheet
@@ -57,7 +57,7 @@ class ClassRow:
     counts: dict[Side, int]
     recall: Interval | None
     precision: Interval | None
-    f1: float
+    f1: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,17 +191,15 @@ class _Examples:
 
 def _class_rows(evaluation: Evaluation, sides: Sides) -> tuple[ClassRow, ...]:
     counts = {side: Counter(picture.label for picture in pictures) for side, pictures in sides.items()}
-    confusion = np.array(evaluation.confusion)
-    named, true = confusion.sum(0), confusion.sum(1)
     return tuple(
         ClassRow(
             label=row.label,
             counts={side: counts[side][row.label] for side in SIDES},
-            recall=wilson(int(confusion[index, index]), int(true[index])) if true[index] else None,
-            precision=wilson(int(confusion[index, index]), int(named[index])) if named[index] else None,
+            recall=row.recall,
+            precision=row.precision,
             f1=row.f1,
         )
-        for index, row in enumerate(evaluation.classes)
+        for row in evaluation.classes
     )
 
 
