@@ -46,6 +46,7 @@ from serving.tokens import Gate
 from serving.watcher import Watcher
 
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
+_STRAGGLE_S: Final = 1.0  # for calls that were sent before their client could know that this server stops
 _SERVICE_NAMES: Final = (SERVICE_NAME, INFERENCE_SERVICE_NAME)
 
 log = structlog.get_logger(__name__)
@@ -120,8 +121,8 @@ class Server:
             await asyncio.sleep(self._settings.lame_duck_s)
         self._http.stop_accepting()
         stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_s))
-        await asyncio.sleep(0)  # stops accepting first: what came in before is answered, only open streams are refused
-        self._catalogue.start_draining()
+        await asyncio.wait({stopping}, timeout=min(_STRAGGLE_S, self._settings.drain_s))
+        self._catalogue.start_draining()  # what open streams still send is refused
         idle = asyncio.create_task(self._dispatcher.idle.wait())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
