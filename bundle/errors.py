@@ -2,7 +2,9 @@
 
 CalotypeError                 anything a person can act on; its text says what was found, wanted, and next
 ├── BundleError               a model folder is missing, incomplete, tampered with, or of another format
-│   └── GoldenError           the files are whole, but the golden pictures get other answers than at export
+│   ├── GoldenError           the files are whole, but the golden pictures get other answers than at export
+│   └── SignatureError        no signature of the bundle, none by a trusted key, or one of other contents
+├── KeyFileError              a file of keys that cannot be read, or holds keys of another kind
 ├── ProviderError             the asked-for execution provider is not the one that really runs
 └── ImageError                one picture cannot be read; `code` names why, as in protos/classifier.proto
     ├── EmptyImageError
@@ -27,6 +29,14 @@ class BundleError(CalotypeError):
 
 class GoldenError(BundleError):
     """A bundle whose golden pictures do not get the answers recorded at export."""
+
+
+class SignatureError(BundleError):
+    """A bundle that no trusted key has signed as it stands."""
+
+
+class KeyFileError(CalotypeError):
+    """A PEM file without the Ed25519 key that is wanted."""
 
 
 class ProviderError(CalotypeError):

@@ -195,15 +195,19 @@ def from_json(text: str | bytes, *, source: str) -> Manifest:
 
 def load_manifest(folder: Path) -> Manifest:
     """Read and check folder/bundle.json; raises BundleError."""
+    return from_json(manifest_bytes(folder), source=str(folder / MANIFEST_NAME))
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """Return folder/bundle.json as it stands, at most 32 MiB: what a signature is over. Raises BundleError."""
     path = folder / MANIFEST_NAME
     try:
         size = path.stat().st_size
         if size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{path}: {size:,} bytes, wanted at most {MAX_MANIFEST_BYTES:,}; export the bundle again")
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; wanted a folder that `trainer export` wrote") from error
-    return from_json(text, source=str(path))
 
 
 def contract_to_json(contract: Contract) -> str:

@@ -118,6 +118,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_NAME).write_text(to_json(manifest), encoding="utf-8")
 
 
+def listed_files(manifest: Manifest) -> dict[str, str]:
+    """Return the sha256 of every file that a manifest lists, by its path inside the bundle."""
+    hashes = {variant.file: variant.sha256 for variant in manifest.variants}
+    hashes |= {twin.file: twin.sha256 for twin in manifest.twins}
+    return hashes | {f"{GOLDEN_FOLDER}/{item.file}": item.sha256 for item in manifest.golden}
+
+
 def file_sha256(path: Path) -> str:
     """Return a file's sha256 as 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -17,7 +17,7 @@ from bundle import golden
 from bundle.errors import BundleError, ImageError
 from bundle.manifest import Contract
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
-from bundle.repository import load_bundle
+from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, open_model
 from bundle.scores import Ranked, probabilities, rank
 from serving.batcher import Batcher, BatcherLimits
@@ -118,9 +118,10 @@ def load_model(
     """Open a model folder, replay its golden pictures, warm every batch size, and start its threads.
 
     A planner measures how many threads do what where the settings leave that open; without one, the rule decides.
-    Raises BundleError where the folder or an answer is not what was exported, ProviderError for a missing provider.
+    Raises BundleError where the folder or an answer is not what was exported or not signed by who it must be,
+    ProviderError for a missing provider.
     """
-    bundle = load_bundle(folder)
+    bundle = _load_bundle(folder, settings)
     _check_place(folder, bundle.manifest.contract)
     proved = golden.open_proved(
         bundle,
@@ -166,6 +167,14 @@ def load_model(
         golden_difference=f"{proved.difference:.1e}",
     )
     return served
+
+
+def _load_bundle(folder: Path, settings: ServerSettings) -> Bundle:
+    if settings.require_signature is None:
+        return load_bundle(folder)
+    from bundle.signature import verify  # cryptography, only where it is asked for
+
+    return verify(folder, settings.require_signature)
 
 
 def _check_place(folder: Path, contract: Contract) -> None:

@@ -41,6 +41,7 @@ class ServerSettings:
     watch_s: Annotated[float, _setting("Look for new versions every so many s; 0: never.", low=0)] = 2.0
     provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
     variant: Annotated[Choice, _setting("Serve this variant; auto: int8 on CPU, fp16 on CUDA, else fp32.")] = "auto"
+    require_signature: Annotated[Path | None, _setting("Serve only what a public key in this PEM has signed.")] = None
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
     instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
     intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: as planned.", low=0)] = 0

@@ -182,8 +182,9 @@ def make_bundle(
     *,
     spec: PreprocessSpec = SPEC,
     temperature: float = 1.0,
+    twins: tuple[Twin, ...] | None = None,
 ) -> Bundle:
-    """Write the next version of a tiny model below `models`, whole and provable, and return it."""
+    """Write the next version of a tiny model below `models`, provable, and return it; its default twin is no file."""
     with new_version(models, name) as (folder, version):
         contract = make_contract(name=name, version=version, labels=labels, spec=spec, temperature=temperature)
         model = graph(contract)
@@ -191,7 +192,8 @@ def make_bundle(
         (folder / GOLDEN_FOLDER).mkdir()
         for file, data in golden_files().items():
             (folder / GOLDEN_FOLDER / file).write_bytes(data)
-        write_manifest(folder, make_manifest(contract, model=model))
+        manifest = make_manifest(contract, model=model)
+        write_manifest(folder, manifest if twins is None else replace(manifest, twins=twins))
     return load_bundle(models / name / str(version))
 
 

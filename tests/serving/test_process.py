@@ -13,6 +13,7 @@ import pytest
 import tiny_bundle
 
 from bundle.preprocess import PreprocessSpec
+from bundle.signature import sign, write_keys
 from serving.client import Client
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +110,23 @@ def test_int8_that_fails_its_golden_pictures_is_refused_by_name(models):
 def test_empty_folder_is_refused(tmp_path):
     """One line that says what to do."""
     assert re.search(r"no models; write one with `trainer export", refusal(tmp_path))
+
+
+def test_only_signed_bundles_serve_where_that_is_required(models, tmp_path):
+    """Unsigned, of a stranger, changed: one line each; signed by a trusted key: SERVING."""
+    folder, private, stranger = models / "colours" / "1", tmp_path / "key.pem", tmp_path / "stranger.pem"
+    required = ("--require-signature", str(write_keys(private)))
+    assert "not signed" in refusal(models, *required)
+    write_keys(stranger)
+    sign(folder, stranger)
+    assert "signed by none of the 1 key" in refusal(models, *required)
+    sign(folder, private)
+    with process(models, *required) as started:
+        assert port(started)
+    tiny_bundle.change_contract(folder, temperature=2.0)
+    assert "bundle.json was changed after" in refusal(models, *required)
+
+
+def test_missing_key_file_stops_the_start(models, tmp_path):
+    """A server that is to trust nobody serves nothing."""
+    assert "keys.pub: No such file" in refusal(models, "--require-signature", str(tmp_path / "keys.pub"))
