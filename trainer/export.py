@@ -37,6 +37,7 @@ from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
 from trainer.progress import Progress
 from trainer.proof import Parity, prove
 from trainer.report.papers import write_papers
+from trainer.sbom import write_sbom
 from trainer.session import restore_model
 from trainer.twins import write_exported_program, write_torchscript
 from trainer.variants import GOLDEN_LOGIT_TOLERANCE, GOLDEN_TOLERANCE, bundle_logits, measure, with_latencies
@@ -114,6 +115,7 @@ def export(
         manifest = replace(manifest, candidates=found.candidates if found else ())
         manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
         write_papers(folder, run_folder, manifest, parity=tuple(parity))
+        write_sbom(folder, manifest)
     return Exported(
         folder=models / name / str(version),
         parity=parity,

@@ -58,6 +58,7 @@ def test_flags_choose_the_formats(
         "golden",
         "report.html",
         "MODEL_CARD.md",
+        "sbom.json",
     }
     assert f"next: {next_command}" in done.stdout.splitlines()[-1]
 
