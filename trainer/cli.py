@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
 from bundle.runtime import Choice
+from trainer.bundle_cli import bundle_app
 from trainer.cli_show import show_app
 from trainer.config import FitConfig
 from trainer.data_cli import AsJson, DataSet, RunFolder, data_app, out
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(show_app)
+app.add_typer(bundle_app)
 _EXIT_CODES: Final[dict[type[CalotypeError], int]] = {ParityError: 1, Interrupted: 130}  # 130: what a shell expects
 
 Variant = Annotated[Choice, typer.Option(help="Run this variant of a bundle; auto: the one that a server takes.")]

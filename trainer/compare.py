@@ -89,7 +89,7 @@ def compare_scores(first: Floats, second: Floats, targets: NDArray[np.int64], *,
             first=wilson(int(rights[0].sum()), count),
             second=wilson(int(rights[1].sum()), count),
             difference=bootstrap_mean(rights[1].astype(np.float64) - rights[0], seed=0),
-            p_value=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
+            p_value=mcnemar(*only),
         ),
         log_loss=PairedMeasure(
             name="log-loss",
@@ -99,6 +99,12 @@ def compare_scores(first: Floats, second: Floats, targets: NDArray[np.int64], *,
             p_value=_permutation_p(losses[1] - losses[0]),
         ),
     )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p of McNemar's test for the pictures that one of two models alone has right."""
+    total = only_first + only_second
+    return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def _permutation_p(differences: Floats) -> float:
