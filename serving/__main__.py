@@ -2,4 +2,5 @@
 
 from serving.cli import main
 
-main()
+if __name__ == "__main__":  # a worker process imports this module again, and must not start another server
+    main()

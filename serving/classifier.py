@@ -85,10 +85,12 @@ class ServedModel:
         sizes = [len(image) if isinstance(image, bytes) else image.nbytes for image in images]
         try:
             jobs = [Job(*pair) for pair in zip(images, stages or (None,) * len(images), strict=True)]
-            return self._batcher.submit(jobs, sizes_bytes=sizes, deadline=deadline)
+            futures = self._batcher.submit(jobs, sizes_bytes=sizes, deadline=deadline)
         except (QueueFullError, DeadlineExceededError) as error:
             self._metrics.on_reject("queue" if isinstance(error, QueueFullError) else "deadline", count=len(images))
             raise
+        self._metrics.on_queue()
+        return futures
 
     def rank(self, row: Probabilities, *, top_k: int = 0, min_score: float = 0.0) -> tuple[Ranked, ...]:
         """Return the best labels of one picture's probabilities (C,); top_k 0 means 5."""

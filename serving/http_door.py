@@ -112,7 +112,7 @@ class HttpDoor:
 
     async def _exposition(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        text = await asyncio.to_thread(encode, self._metrics.registry)  # a thousand classes are some ms of text
+        text = await asyncio.to_thread(encode, self._metrics.exposed)  # a thousand classes are some ms of text
         return Response(text, headers={"content-type": content_type, **_NO_STORE})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002 -- as above

@@ -21,10 +21,19 @@ _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must
 class HttpServer:
     """One listening socket, or none where the address is empty. `start`, then `stop`; `port` is the bound one."""
 
-    def __init__(self, app: ASGIApp, address: str, *, drain_s: float, files: TlsFiles | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        address: str,
+        *,
+        drain_s: float,
+        files: TlsFiles | None = None,
+        is_shared: bool = False,
+    ) -> None:
         self._app = app
         self.address = address
         self._files = files
+        self._is_shared = is_shared  # with other processes, by SO_REUSEPORT
         self._drain_s = drain_s
         self._uvicorn: _Uvicorn | None = None
         self._running: asyncio.Task[None] | None = None
@@ -35,7 +44,7 @@ class HttpServer:
         if not self.address:
             return
         context = http_context(self._files) if self._files else None
-        listener = _bind(self.address)
+        listener = _bind(self.address, is_shared=self._is_shared)
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
@@ -88,10 +97,12 @@ def http_address(address: str, *, beside: str) -> str:
     return f"{'127.0.0.1' if not host or beside.startswith('unix') else host}{address}"
 
 
-def _bind(address: str) -> socket.socket:
+def _bind(address: str, *, is_shared: bool) -> socket.socket:
     host, _, port = address.rpartition(":")
     try:
         family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host.strip("[]"), int(port)), family=family, backlog=_BACKLOG, reuse_port=is_shared
+        )
     except (OSError, ValueError, OverflowError) as error:
         raise StartupError(f"{address}: cannot listen there for HTTP; choose another --http-address, or off") from error

@@ -1,9 +1,11 @@
 """What the server tells about itself, as Prometheus metrics: requests, pictures, stages, batches, answers.
 
-One registry a server, not the library's global one. Knows no network: a door counts its requests, a model's batcher is
-heard through `ModelMetrics`.
+With several worker processes the library keeps the values in files of a shared folder (PROMETHEUS_MULTIPROC_DIR), and
+every worker exposes the sums. One registry a server, not the library's global one. Knows no network: a door counts its
+requests, a model's batcher is heard through `ModelMetrics`.
 """
 
+import os
 import platform
 from collections.abc import Callable
 from typing import Final, Literal
@@ -17,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from bundle import __version__
 from serving.batcher import Closing, Observer
@@ -38,8 +41,13 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
-        ProcessCollector(registry=registry)  # CPU, memory, descriptors, start time
-        build = Info("calotype_build", "Which server this is.", registry=registry)
+        self.exposed = registry  # what /metrics tells
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.exposed = CollectorRegistry()
+            MultiProcessCollector(self.exposed)  # type: ignore[no-untyped-call]
+        else:
+            ProcessCollector(registry=registry)  # CPU, memory, descriptors, start time; not of one worker among many
+        build = Info("calotype_build", "Which server this is.", registry=self.exposed)
         build.info({"version": __version__, "python": platform.python_version()})
         self.requests = Counter(
             "calotype_requests", "Requests by outcome.", ("door", "model", "status"), registry=registry
@@ -70,12 +78,15 @@ class Metrics:
         self.batch_size = Histogram(
             "calotype_batch_size", "Pictures run together.", (*_MODEL, "closing"), buckets=_SIZES, registry=registry
         )
-        self.queue_pictures = Gauge("calotype_queue_pictures", "Pictures that wait.", _MODEL, registry=registry)
+        self.queue_pictures = Gauge(
+            "calotype_queue_pictures", "Pictures that wait.", _MODEL, registry=registry, multiprocess_mode="livesum"
+        )
         self.model_info = Gauge(
             "calotype_model_info",
             "1 for every version that serves.",
             (*_MODEL, "digest", "provider", "variant"),
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.owners: dict[tuple[str, str], tuple[ModelMetrics, str]] = {}  # version to who publishes it, and its digest
         self.load_failures = Counter(
@@ -126,15 +137,23 @@ class ModelMetrics(Observer):
             "drained": metrics.batch_size.labels(*labels, "drained"),
         }
         self._answered = metrics.pictures.labels(*labels, "OK")
+        self._queue_pictures = metrics.queue_pictures.labels(*labels)
+        self._queued: Callable[[], int] | None = None
 
     def on_wait(self, seconds: float) -> None:
         """See Observer."""
         self._queue.observe(seconds)
+        self.on_queue()
 
     def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
         """See Observer."""
         self._inference.observe(seconds)
         self._sizes[closing].observe(size)
+
+    def on_queue(self) -> None:
+        """Publish how many pictures wait now."""
+        if self._queued is not None:
+            self._queue_pictures.set(self._queued())
 
     def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
         """See Observer."""
@@ -163,20 +182,21 @@ class ModelMetrics(Observer):
         """Publish that this version serves, and how many pictures wait for it."""
         self._metrics.owners[self._labels] = (self, digest)
         self._metrics.model_info.labels(*self._labels, digest, provider, variant).set(1)
-        self._metrics.queue_pictures.labels(*self._labels).set_function(queued)
+        self._queued = queued
+        self.on_queue()
 
     def on_gone(self, *, digest: str, provider: str, variant: str) -> None:
         """Withdraw what `on_ready` published, unless the same version has been loaded anew meanwhile."""
+        self._queued = None  # or this and the queue would hold each other, and the model's 75 MB, until collected
         owner, serving = self._metrics.owners.get(self._labels, (self, digest))
         if owner is self or serving != digest:
-            self._metrics.model_info.remove(*self._labels, digest, provider, variant)
+            self._withdraw(self._metrics.model_info, *self._labels, digest, provider, variant)
         if owner is self:
-            # The library's gauge refers to itself: were it still to know the queue, it would hold the whole model's
-            # memory until the garbage collector comes by (75 MB a swap, measured).
-            self._metrics.queue_pictures.labels(*self._labels).set_function(_nothing)
-            self._metrics.queue_pictures.remove(*self._labels)
+            self._withdraw(self._metrics.queue_pictures, *self._labels)
             self._metrics.owners.pop(self._labels, None)
 
-
-def _nothing() -> float:
-    return 0.0
+    @staticmethod
+    def _withdraw(gauge: Gauge, *labels: str) -> None:
+        gauge.labels(*labels).set(0)  # in the file of a worker a series stays: 0 is all that can be said
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            gauge.remove(*labels)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -149,7 +150,13 @@ class Server:
         address = http_address(settings.http_address, beside=settings.address)
         open_paths = HEALTH_PATHS if settings.open_health else ()
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
-        return HttpServer(Envelope(app, tracing=tracing), address, drain_s=settings.drain_s, files=tls_files(settings))
+        return HttpServer(
+            Envelope(app, tracing=tracing),
+            address,
+            drain_s=settings.drain_s,
+            files=tls_files(settings),
+            is_shared=settings.workers > 1,
+        )
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)
@@ -165,12 +172,12 @@ class Server:
         await self._health.show(self._catalogue.entries(), is_serving=True)
 
 
-def run(models: Path, settings: ServerSettings) -> None:
+def run(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None) -> None:
     """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
-    uvloop.run(_main(models, settings))
+    uvloop.run(_main(models, settings, on_serving=on_serving))
 
 
-async def _main(models: Path, settings: ServerSettings) -> None:
+async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None]) -> None:
     started = time.monotonic()
     stop = _stop_on_signal()
     metrics, planner = Metrics(), Planner()
@@ -197,6 +204,7 @@ async def _main(models: Path, settings: ServerSettings) -> None:
             seconds=round(time.monotonic() - started, 2),
             pid=os.getpid(),
         )
+        on_serving()
     returning = asyncio.create_task(keep_returning_memory())
     await stop.wait()
     returning.cancel()
@@ -247,7 +255,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients behind balancers ping every 30 s
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.so_reuseport", 0),  # two servers on one port must fail, not share it silently
+        ("grpc.so_reuseport", int(settings.workers > 1)),  # else two servers on one port must fail, not share it
     ]
     if settings.max_connection_age_s:
         # Connections last, so a new server behind a connection balancer would get no calls. gRPC adds 10 % of jitter

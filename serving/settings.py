@@ -43,6 +43,7 @@ class ServerSettings:
     variant: Annotated[Choice, _setting("Serve this variant; auto: int8 on CPU, fp16 on CUDA, else fp32.")] = "auto"
     require_signature: Annotated[Path | None, _setting("Serve only what a public key in this PEM has signed.")] = None
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
+    workers: Annotated[int, _setting("Run so many processes behind one address.", low=1)] = 1
     instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
     intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: as planned.", low=0)] = 0
     decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0

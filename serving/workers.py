@@ -1,0 +1,167 @@
+"""Several server processes behind one address: started, watched, started again when one dies, stopped together.
+
+For more cores than one Python process can feed. The system shares out connections among the processes (SO_REUSEPORT);
+each takes its share of the cores, loads every model for itself, and answers health for itself. Calls of a process that
+dies fail as UNAVAILABLE, the others' do not. Metrics are kept in files of a folder that all share, so that any of them
+tells the sums.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from serving.errors import StartupError
+from serving.http_server import http_address
+from serving.logs import configure_logs
+from serving.settings import ServerSettings
+
+MAX_PAUSE_S: Final = 30.0
+_FIRST_PAUSE_S: Final = 0.5
+_STEADY_S: Final = 10.0  # a process that lived so long is started again at once
+_KILL_AFTER_S: Final = 10.0  # beyond the drain
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+
+log = structlog.get_logger(__name__)
+
+
+def pause_s(failures: int) -> float:
+    """Return how long to wait before a process is started again that died early so many times in a row."""
+    return min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures, 10)) if failures else 0.0
+
+
+def run(models: Path, settings: ServerSettings) -> None:
+    """Serve with settings.workers processes until a signal; blocks. Raises StartupError where none can serve."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="calotype-metrics-"))
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the library is imported: in the workers
+        address = stack.enter_context(_held_port(settings.address))
+        http = http_address(settings.http_address, beside=settings.address)
+        held = stack.enter_context(_held_port(http)) if http else settings.http_address
+        shared = replace(settings, address=address, http_address=held)
+        _Supervisor(models, shared, cores=sorted(os.sched_getaffinity(0))).run()
+
+
+@contextmanager
+def _held_port(address: str) -> Iterator[str]:
+    """Bind without listening, so that the port stays ours and the system sends it no connections; yield the address."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("unix") or not port.isdigit():
+        raise StartupError(f"{address}: several workers want a host:port to share; choose another, or --workers 1")
+    try:
+        family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((host.strip("[]"), int(port)))
+            yield f"{host}:{held.getsockname()[1]}"
+    except OSError as error:
+        raise StartupError(f"{address}: cannot listen there; choose another address") from error
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """One place among the workers, and the process that holds it now."""
+
+    process: SpawnProcess
+    is_serving: Event
+    started: float
+    failures: int = 0
+    due: float | None = None  # when a dead one is to be started again
+
+
+class _Supervisor:
+    def __init__(self, models: Path, settings: ServerSettings, *, cores: list[int]) -> None:
+        self._models = models
+        self._settings = settings
+        self._cores = cores
+        self._context = multiprocessing.get_context("spawn")  # fork would copy threads' locks as they stand
+        self._workers: list[_Worker] = []
+        self._stop_reader, self._stop_writer = socket.socketpair()
+        self._stop_writer.setblocking(False)
+
+    def run(self) -> None:
+        signal.set_wakeup_fd(self._stop_writer.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # the wake-up tells
+        try:
+            self._workers = [self._start(place) for place in range(self._settings.workers)]
+            self._watch()
+        finally:
+            self._stop_all()
+
+    def _start(self, place: int, *, failures: int = 0) -> _Worker:
+        cores = self._cores[place :: self._settings.workers] or self._cores
+        is_serving = self._context.Event()
+        process = self._context.Process(
+            target=_work, args=(self._models, self._settings, cores, is_serving), name=f"worker-{place}"
+        )
+        process.start()
+        log.info("worker started", worker=place, pid=process.pid, cores=cores)
+        return _Worker(process=process, is_serving=is_serving, started=time.monotonic(), failures=failures)
+
+    def _watch(self) -> None:
+        while True:
+            sentinels = [worker.process.sentinel for worker in self._workers if worker.due is None]
+            dues = [worker.due for worker in self._workers if worker.due is not None]
+            timeout_s = max(0.0, min(dues) - time.monotonic()) if dues else None
+            if self._stop_reader in wait([self._stop_reader, *sentinels], timeout_s):
+                return
+            for place, worker in enumerate(self._workers):
+                if worker.due is None and not worker.process.is_alive():
+                    self._bury(place, worker)
+                elif worker.due is not None and worker.due <= time.monotonic():
+                    self._workers[place] = self._start(place, failures=worker.failures)
+
+    def _bury(self, place: int, worker: _Worker) -> None:
+        """Note when a dead one is to be started again. Raises StartupError where none serves or ever did."""
+        from prometheus_client import multiprocess
+
+        pid, exit_code = worker.process.pid, worker.process.exitcode
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges are gone, its counts stay
+        if not any(other.is_serving.is_set() for other in self._workers):
+            raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; its log says why")
+        is_steady = time.monotonic() - worker.started > _STEADY_S
+        worker.failures = 0 if is_steady else worker.failures + 1
+        worker.due = time.monotonic() + pause_s(worker.failures - 1)
+        log.error("worker died", worker=place, pid=pid, exit_code=exit_code, again_in_s=pause_s(worker.failures - 1))
+
+    def _stop_all(self) -> None:
+        """Let every process drain; whoever is not done by then is killed."""
+        alive = [worker.process for worker in self._workers if worker.process.is_alive()]
+        for process in alive:
+            process.terminate()
+        until = time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
+        for process in alive:
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _work(models: Path, settings: ServerSettings, cores: list[int], is_serving: Event) -> None:
+    """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
+    from serving import server
+
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.sched_setaffinity(0, cores)
+    configure_logs(log_format=settings.log_format, log_level=settings.log_level)
+    structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
+    try:
+        server.run(models, settings, on_serving=is_serving.set)
+    except StartupError as error:
+        log.error("worker cannot start", reason=str(error))
+        raise SystemExit(1) from None

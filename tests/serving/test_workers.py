@@ -1,0 +1,144 @@
+"""Several processes behind one address: shared out, watched, counted together, stopped together."""
+
+import json
+import os
+import queue
+import signal
+import threading
+import urllib.request
+from contextlib import contextmanager, suppress
+
+import grpc
+import tiny_bundle
+from prometheus_client.parser import text_string_to_metric_families
+from test_process import process, refusal
+
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
+from serving.workers import MAX_PAUSE_S, pause_s
+
+PATIENCE_S = 60
+CONNECTIONS = 12  # all on one of two workers: once in 2048 runs
+
+
+class Crew:
+    """A running supervisor and what its log says."""
+
+    def __init__(self, started):
+        self.process = started
+        self._lines = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        with suppress(ValueError):  # closed at the end of the test
+            for line in self.process.stderr:
+                if line.startswith("{"):  # the last word, to a person, is no JSON
+                    self._lines.put(json.loads(line))
+
+    def next(self, event):
+        """The next log line of this event."""
+        while True:
+            line = self._lines.get(timeout=PATIENCE_S)
+            if line["event"] == event:
+                return line
+
+
+@contextmanager
+def crew(models, *options):
+    """Two workers, both serving; the numbers of their processes and of their ports."""
+    with process(models, "--workers", "2", "--http-address", "127.0.0.1:0", "--drain-s", "5", *options) as started:
+        running = Crew(started)
+        try:
+            pids = {running.next("worker started")["pid"] for _ in range(2)}
+            serving = [running.next("SERVING") for _ in range(2)]
+            assert {line["pid"] for line in serving} == pids
+            assert len({(line["port"], line["http_port"]) for line in serving}) == 1
+            yield running, pids, serving[0]["port"], serving[0]["http_port"]
+        finally:
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(PATIENCE_S) == 0
+
+
+def connection(port):
+    return grpc.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+    )
+
+
+def classify(channel):
+    request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+    return classifier_pb2_grpc.ClassifierStub(channel).Classify(request, timeout=PATIENCE_S)
+
+
+def counted(http_port):
+    """How many requests /metrics tells of, and how often each process is named there."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=PATIENCE_S) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == "calotype_requests_total")
+
+
+def test_connections_are_shared_out_and_counted_together(models):
+    """Both workers answer, and either tells the sum of both."""
+    with crew(models) as (_, _, port, http_port):
+        channels = [connection(port) for _ in range(CONNECTIONS)]
+        for channel in channels:
+            assert classify(channel).results[0].predictions[0].label == "red"
+        assert {counted(http_port) for _ in range(6)} == {float(CONNECTIONS)}  # six new connections: both are asked
+        for channel in channels:
+            channel.close()
+
+
+def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
+    """kill -9: others' connections lose nothing, its own fail as UNAVAILABLE, and a new process takes its place."""
+    with crew(models) as (running, pids, port, _):
+        channels = [connection(port) for _ in range(CONNECTIONS)]
+        outcomes = [[] for _ in channels]
+        stopping = threading.Event()
+
+        def call(channel, statuses):
+            while not stopping.is_set():
+                try:
+                    classify(channel)
+                    statuses.append("OK")
+                except grpc.RpcError as error:
+                    statuses.append(error.code().name)
+
+        callers = [
+            threading.Thread(target=call, args=pair, daemon=True) for pair in zip(channels, outcomes, strict=True)
+        ]
+        for caller in callers:
+            caller.start()
+        os.kill(min(pids), signal.SIGKILL)
+        assert running.next("worker died")["pid"] == min(pids)
+        assert running.next("worker started")["pid"] not in pids
+        running.next("SERVING")
+        stopping.set()
+        for caller in callers:
+            caller.join(PATIENCE_S)
+        assert {status for statuses in outcomes for status in statuses} <= {"OK", "UNAVAILABLE"}
+        assert any("UNAVAILABLE" in statuses for statuses in outcomes)
+        assert any("UNAVAILABLE" not in statuses for statuses in outcomes)
+        for channel in channels:
+            classify(channel)  # everyone is answered again
+            channel.close()
+
+
+def test_workers_that_cannot_serve_stop_the_start(models):
+    """The reason is logged by the worker, and nobody tries for ever."""
+    tiny_bundle.change_constant(models / "colours" / "1", "mean", 0.9)
+    with process(models, "--workers", "2") as started:
+        running = Crew(started)
+        assert "golden picture" in running.next("worker cannot start")["reason"]
+        assert started.wait(PATIENCE_S) == 1
+
+
+def test_pauses_grow_to_a_limit():
+    """The first time at once."""
+    assert [pause_s(failures) for failures in (0, 1, 2, 3)] == [0.0, 1.0, 2.0, 4.0]
+    assert pause_s(1000) == MAX_PAUSE_S
+
+
+def test_a_socket_file_cannot_be_shared(models, tmp_path):
+    """One line that says what to do."""
+    assert "--workers 1" in refusal(models, "--workers", "2", "--address", f"unix:{tmp_path}/socket")
