@@ -96,7 +96,9 @@ def trusted_keys(path: Path) -> list[Ed25519PublicKey]:
         try:
             key = serialization.load_pem_public_key(block)
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise KeyFileError(f"{path}: not a public key ({error}); wanted what `trainer keygen` wrote") from error
+            raise KeyFileError(
+                f"{path}: not a public key ({_brief(error)}); wanted what `trainer keygen` wrote"
+            ) from error
         if not isinstance(key, Ed25519PublicKey):
             raise KeyFileError(f"{path}: found another kind of key, wanted Ed25519, as `trainer keygen` writes it")
         keys.append(key)
@@ -135,11 +137,16 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(_read(path), password=None)
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
-        reason = " ".join(str(error).split())[:120]
-        raise KeyFileError(f"{path}: no private key to sign with ({reason}); make one with `trainer keygen`") from error
+        raise KeyFileError(
+            f"{path}: no private key to sign with ({_brief(error)}); make one with `trainer keygen`"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: found another kind of key, wanted Ed25519, as `trainer keygen` writes it")
     return key
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _read(path: Path) -> bytes:

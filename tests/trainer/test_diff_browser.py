@@ -51,11 +51,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_gallery_is_whole_quiet_and_fits(
     browser: "Browser", page: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
-    """No broken picture, no message, no request, no sideways scrolling; text contrast as WCAG AA wants it."""
+    """No broken picture, no message, no request, nothing cut off at a side; text contrast as WCAG AA wants it."""
+    cut_off = (
+        "() => [...document.querySelectorAll('h1, p, figure, dd')].filter(e => e.scrollWidth > e.clientWidth).length"
+    )
     with visit(browser, page, width=width, scheme=scheme) as seen:
         assert seen.page.locator("img").count() == 3
         assert seen.broken_pictures() == []
         assert seen.console == []
         assert seen.requests == []
         assert seen.overflow_px() <= 0
+        assert seen.page.evaluate(cut_off) == 0
         assert seen.worst_contrast() > (4.5, "")
