@@ -72,7 +72,7 @@ def search(
         if all(trial.objection for trial in trials[1:]):
             trials = _rescue(trials, workshop, measure=measure)
         best = choose(trials[1:])
-        reason = _confirm(best, evidence.confirmation, graph, contract=contract) if best else _why_none(trials)
+        reason = _confirm(best, evidence, graph, contract=contract) if best else _why_none(trials)
         if best and not reason:
             shutil.copyfile(best.path, target)
             reason = f"int8 kept: {best.name}, {best.speedups[0]:.2f} times as fast as fp32 on one picture"
@@ -169,9 +169,11 @@ def _rescue(trials: list[Trial], workshop: _Workshop, *, measure: Measure) -> li
     return trials
 
 
-def _confirm(best: Trial, pictures: tuple[Picture, ...], graph: Path, *, contract: Contract) -> str:
-    """Return why the chosen candidate fails on other pictures; empty where it does not."""
-    objection = Examination(pictures, graph, contract=contract).likeness(best.path).objection
+def _confirm(best: Trial, evidence: Evidence, graph: Path, *, contract: Contract) -> str:
+    """Return why the chosen candidate fails on the pictures of the proof; empty where it does not."""
+    if evidence.confirmation == evidence.selection and len(evidence.selection) <= SELECTION_PICTURES:
+        return ""  # the same ones: there is no test side
+    objection = Examination(evidence.confirmation, graph, contract=contract).likeness(best.path).objection
     return f"{best.name} was the best, but on the pictures of the proof: {objection}" if objection else ""
 
 

@@ -208,6 +208,16 @@ def test_half_a_point_may_be_lost(count: int, lost: int, objection: str) -> None
     assert (likeness.hits, likeness.picture_count) == (count - lost, count)
 
 
+def test_a_near_tie_does_not_stop_an_export() -> None:
+    """The proof runs other batches than the search did: one picture may fall the other way there, not two."""
+    truth = np.arange(100) % 2
+    for lost, objected in ((1, False), (2, True)):
+        found = truth.copy()
+        found[:lost] = 1 - found[:lost]
+        likeness = compare(answers(*truth), answers(*found), truth, labels=("a", "b"), spare_pictures=1)
+        assert bool(likeness.objection) == objected
+
+
 def test_no_class_may_fall_below_its_interval() -> None:
     """Two of four lost: fp32's four of four reach down to 0.51; the other class has won back what was lost."""
     truth = np.array([0] * 4 + [1] * 396)
