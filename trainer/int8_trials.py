@@ -109,13 +109,17 @@ def time_trials(trials: Sequence[Trial], measure: Measure) -> list[Trial]:
     return timed
 
 
-def choose(trials: Sequence[Trial]) -> Trial | None:
-    """Return the fastest trial without objection; among equally fast ones the most often right, then the closest."""
+def preferred(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials without objection: equally fast ones first, the most often right of them, then the closest."""
     good = [trial for trial in trials if not trial.objection]
     if not good:
-        return None
+        return []
     fastest = max(trial.speedups[0] for trial in good)
-    return min(
-        (trial for trial in good if EQUAL_SPEED * trial.speedups[0] >= fastest),
-        key=lambda trial: (-trial.likeness.hits, trial.likeness.mean_difference),
+    return sorted(
+        good,
+        key=lambda trial: (
+            EQUAL_SPEED * trial.speedups[0] < fastest,
+            -trial.likeness.hits,
+            trial.likeness.mean_difference,
+        ),
     )

@@ -173,13 +173,16 @@ def test_sensitive_blocks_are_kept_float(look: Callable[..., Found], tmp_path: P
 
 
 def test_choice_must_hold_on_the_pictures_of_the_proof(look: Callable[..., Found], tmp_path: Path) -> None:
-    """Colours one grey level apart, which eight bits cannot tell: good on validation is not enough."""
+    """Red and green a quarter of a grey level apart, which eight bits cannot tell: validation alone is not enough."""
     (tmp_path / "red").mkdir()
     for number in range(20):
-        Image.new("RGB", (40, 40), (101 + number, 100 + number, 50)).save(tmp_path / "red" / f"{number}.png")
+        pixels = np.full((36, 36, 3), (100 + number, 100 + number, 50), np.uint8)
+        pixels[:, ::4, 0] += 1
+        Image.fromarray(pixels).save(tmp_path / "red" / f"{number}.png")
     found = look(confirmation=load_labelled(tmp_path, LABELS, max_bad=0))
     assert not found.is_kept
     assert "on the pictures of the proof: loses" in found.reason
+    assert found.candidates[0].verdict == "reference"
     assert not (tmp_path / "int8.onnx").exists()
     assert "on the pictures of the proof" in "".join(row.verdict for row in found.candidates)
 
