@@ -49,7 +49,7 @@ class Case:
 CASES: Final = (
     Case(name="lite0", config=FitConfig(epochs=0), is_photographs=True),
     Case(name="resnet18", config=replace(DIGITS_CONFIG, backbone="resnet18")),
-    Case(name="mobilenet_v3_large", config=replace(DIGITS_CONFIG, backbone="mobilenet_v3_large")),
+    Case(name="mobilenet_v3_large", config=replace(DIGITS_CONFIG, backbone="mobilenet_v3_large", lr=2e-4, epochs=8)),
     Case(name="vgg11_bn", config=replace(DIGITS_CONFIG, backbone="vgg11_bn", lr=5e-4)),
 )
 

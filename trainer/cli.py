@@ -163,7 +163,7 @@ def export(
     if exported.int8:
         if exported.int8.candidates:
             print_candidates(out, exported.int8.candidates)
-        out.print(f"{exported.int8.reason}; looked for {exported.int8.seconds:.0f} s")
+        out.print(f"{exported.int8.reason}; looked for {exported.int8.seconds:.0f} s", markup=False)
     top1 = exported.metrics["top-1"]
     out.print(f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f})")
     print_calibration(out, exported.calibration, unknown_below=exported.unknown_below)

@@ -70,7 +70,8 @@ class Recipe:
     def name(self) -> str:
         """Short enough for a table."""
         grain = "per channel" if self.per_channel else "per tensor"
-        kept = f", {len(self.float_blocks)} blocks float" if self.float_blocks else ""
+        count = len(self.float_blocks)
+        kept = f", {count} block{'s' * (count > 1)} float" if count else ""
         return f"{self.method} {grain}{kept}"
 
 

@@ -29,7 +29,7 @@ def print_candidates(out: Console, candidates: Sequence[Candidate]) -> None:
             f"{row.latency_ms:.1f}",
             f"{row.latency_batch8_ms:.1f}",
             f"{row.size_bytes / 1e6:.1f}",
-            row.verdict,
+            escape(row.verdict),
         )
     out.print(table)
 

@@ -201,7 +201,7 @@ def answers(*labels: int, class_count: int = 2) -> np.ndarray:
     ],
 )
 def test_half_a_point_may_be_lost(count: int, lost: int, objection: str) -> None:
-    """Below 200 pictures that is less than one picture: then none."""
+    """Below 200 pictures that is less than one picture: then none that the model was sure of."""
     truth = np.arange(count) % 2
     found = truth.copy()
     found[:lost] = 1 - found[:lost]
@@ -209,6 +209,17 @@ def test_half_a_point_may_be_lost(count: int, lost: int, objection: str) -> None
     assert likeness.objection.startswith(objection)
     assert bool(likeness.objection) == bool(objection)
     assert (likeness.hits, likeness.picture_count) == (count - lost, count)
+
+
+def test_a_near_tie_may_be_lost_among_few_pictures() -> None:
+    """Of 100 pictures one goes from 0.51 to 0.49: expected accuracy falls by 0.02 points. From 0.51 to 0, by 0.51."""
+    truth = np.arange(100) % 2
+    before = answers(*truth)
+    before[0] = 0.51, 0.49
+    for score, objection in ((0.49, ""), (0.0, "loses 1.00 points, 1 of 100 pictures")):
+        after = before.copy()
+        after[0] = score, 1 - score
+        assert compare(before, after, truth, labels=("a", "b")).objection == objection
 
 
 def test_a_near_tie_does_not_stop_an_export() -> None:
