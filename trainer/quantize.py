@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationMethod,
     QDQQuantizer,
@@ -106,7 +107,10 @@ class Quantizer:
         # folds BatchNorm into convolutions, and infers the shapes without which a tensor is not quantised
         with _library():
             quant_pre_process(graph, self._prepared, skip_symbolic_shape=True)
-        self._before, self.blocks = _blocks(onnx.load(self._prepared))
+        prepared = onnx.load(self._prepared)
+        _widen_normalisation(prepared)
+        onnx.save(prepared, self._prepared)
+        self._before, self.blocks = _blocks(prepared)
 
     def write(self, recipe: Recipe, path: Path) -> None:
         """Write one INT8 file, with the contract in its metadata, and check it. Raises QuantizationError."""
@@ -190,6 +194,26 @@ class _Reader:
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         return next(self._batches, None)
+
+
+def _widen_normalisation(model: onnx.ModelProto) -> None:
+    """Repeat mean and scale (1, 3, 1, 1) along the width: (1, 3, 1, W).
+
+    Beside integer convolutions onnxruntime keeps pictures as NHWC, where numbers that change every third element cost
+    0.5 ms a step at 224 px, and whole rows of them 0.04 ms.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
+    width = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value  # (N, H, W, 3)
+    for node in model.graph.node:
+        if node.op_type in _WEIGHTED:
+            return
+        for name in node.input if node.op_type in ("Add", "Div", "Mul", "Sub") else ():
+            if name in constants and list(constants[name].dims) == [1, 3, 1, 1]:
+                wide = np.broadcast_to(numpy_helper.to_array(constants[name]), (1, 3, 1, width))
+                constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(wide), name))
+                if name in known:
+                    known[name].type.tensor_type.shape.dim[3].dim_value = width
 
 
 def _blocks(model: onnx.ModelProto) -> tuple[list[str], list[list[str]]]:

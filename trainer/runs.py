@@ -79,7 +79,7 @@ def resume(folder: Path) -> Session:
     )
 
 
-def evaluate_target(target: Path, data: Path, *, variant: Choice) -> Evaluation:
+def evaluate_target(target: Path, data: Path, *, variant: Choice = "auto") -> Evaluation:
     """Evaluate a run with torch, or a bundle with ONNX Runtime, on labelled pictures."""
     answers = answer(target, data, variant=variant)
     return evaluate(answers.scores, answers.targets, answers.labels)
