@@ -43,10 +43,14 @@ def fit(
 ) -> None:
     """Train on a folder of pictures: linear probe, then fine-tuning; the better one is kept."""
     from trainer import runs, train  # torch takes seconds to import; --help should not
+    from trainer.distributed import joined
     from trainer.report.render import REPORT_NAME, try_write_report
 
-    session = runs.resume(out_folder) if resume else runs.begin(data, out_folder, config)
-    outcome = train.fit(session)
+    with joined(config.device) as world:
+        session = runs.resume(out_folder, world=world) if resume else runs.begin(data, out_folder, config, world=world)
+        outcome = train.fit(session)
+    if not world.is_first:
+        return
     table = Table("stage", "validation accuracy", "log-loss", "seconds")
     table.add_row(
         "linear probe", f"{outcome.probe.accuracy:.4f}", f"{outcome.probe.log_loss:.4f}", f"{outcome.seconds_probe:.1f}"

@@ -9,7 +9,8 @@ CalotypeError (bundle.errors)
     ├── ExportError           a network that cannot be written as asked
     ├── QuantizationError     a graph that onnxruntime cannot write in INT8; fp32 is exported all the same
     ├── ParityError           an export whose runtimes disagree; nothing was written
-    └── Interrupted           Ctrl-C while training; the last checkpoint is kept
+    ├── PeerError             another process of a training on several failed
+    └── Interrupted           Ctrl-C or SIGTERM while training; the last checkpoint is kept
 """
 
 from bundle.errors import CalotypeError
@@ -47,5 +48,9 @@ class ParityError(TrainerError):
     """Runtimes that disagree on real pictures."""
 
 
+class PeerError(TrainerError):
+    """Another process of the same training failed, and says why."""
+
+
 class Interrupted(TrainerError):  # noqa: N818 -- an interruption is what happened, not an error of anyone
-    """Ctrl-C: the last checkpoint is kept."""
+    """Ctrl-C or SIGTERM: the last checkpoint is kept."""

@@ -3,7 +3,7 @@
 A training sample depends on (seed, epoch, index) alone, so workers, their number, and resuming change nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,9 @@ def steps_per_epoch(picture_count: int, batch_size: int) -> int:
     return whole + (rest >= 2)
 
 
-def training_loader(dataset: TrainingPictures, batches: EpochBatches, *, workers: int, pin: bool) -> DataLoader[Sample]:
+def training_loader(
+    dataset: TrainingPictures, batches: Iterable[list[tuple[int, int]]], *, workers: int, pin: bool
+) -> DataLoader[Sample]:
     """Return a loader of (uint8 (N, H, W, 3), int64 (N,)) over exactly those batches."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 

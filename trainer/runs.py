@@ -2,9 +2,12 @@
 
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from torch import Tensor
 
 from bundle import __version__
 from bundle.manifest import Provenance
@@ -15,16 +18,34 @@ from trainer.backbones import build
 from trainer.checkpoint import Run, State
 from trainer.classifier import Backbone
 from trainer.config import FitConfig
-from trainer.data import Dataset, load_dataset
-from trainer.errors import CheckpointError
+from trainer.data import Dataset, Picture, Side, load_dataset
+from trainer.distributed import World
+from trainer.errors import CheckpointError, ConfigError
 from trainer.metrics import Evaluation, evaluate
 from trainer.network import Deployed, choose_device
 from trainer.progress import Progress
 from trainer.session import Session, restore_model
 
 
-def begin(data: Path, folder: Path, config: FitConfig) -> Session:
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """From where a session goes on: what the first process read, and the others cannot."""
+
+    run: Run
+    sides: dict[Side, tuple[Picture, ...]]
+    state: State
+    tensors: dict[str, Tensor]
+
+
+def begin(data: Path, folder: Path, config: FitConfig, *, world: World | None = None) -> Session:
     """Check the data, build the network and write run.json; raises before anything is trained."""
+    world = world or World()
+    if config.batch_size < world.size:
+        raise ConfigError(f"--batch-size {config.batch_size} is that of all {world.size} processes; raise it")
+    return _session(world.from_first(lambda: _begin(data, folder, config)), folder, world)
+
+
+def _begin(data: Path, folder: Path, config: FitConfig) -> _Start:
     progress = Progress()
     if (folder / "run.json").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
@@ -49,33 +70,39 @@ def begin(data: Path, folder: Path, config: FitConfig) -> Session:
     )
     run = _run(config, data, dataset, backbone)
     checkpoint.write_run(folder, run, dataset)
-    device = choose_device(config.device, threads=config.threads)
-    model = Deployed(backbone.model, backbone.mean, backbone.std).to(memory_format=torch.channels_last)
-    return Session(
+    return _Start(
         run=run,
-        folder=folder,
-        device=device,
-        model=model.to(device.name),
         sides=dataset.sides,
-        progress=progress,
         state=State(weights="", stage="probe", seed=config.seed, epoch=0, step=0),
+        tensors=checkpoint.prefixed("model", Deployed(backbone.model, run.mean, run.std).state_dict()),
     )
 
 
-def resume(folder: Path) -> Session:
-    """Return a session where the run in `folder` stopped; raises CheckpointError."""
+def resume(folder: Path, *, world: World | None = None) -> Session:
+    """Return a session where the run in `folder` stopped, with any number of processes; raises CheckpointError."""
+    world = world or World()
+    return _session(world.from_first(lambda: _resume(folder)), folder, world)
+
+
+def _resume(folder: Path) -> _Start:
     run = checkpoint.read_run(folder)
     name: checkpoint.Name = "last" if (folder / "last.json").exists() else "best"
     state, tensors = checkpoint.load(folder, name)
-    device = choose_device(run.config.device, threads=run.config.threads)
+    return _Start(run=run, sides=checkpoint.read_split(folder), state=state, tensors=tensors)
+
+
+def _session(start: _Start, folder: Path, world: World) -> Session:
+    config = start.run.config
+    device = choose_device(config.device, threads=world.threads(config.threads))
     return Session(
-        run=run,
+        run=start.run,
         folder=folder,
         device=device,
-        model=restore_model(run, tensors).to(device.name),
-        sides=checkpoint.read_split(folder),
-        progress=Progress(),
-        state=state,
+        model=restore_model(start.run, start.tensors).to(device.name),
+        sides=start.sides,
+        progress=Progress(None if world.is_first else Console(quiet=True)),
+        state=start.state,
+        world=world,
     )
 
 

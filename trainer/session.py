@@ -1,17 +1,19 @@
 """A run in this process: what its stages share, from the network to where it stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from trainer import checkpoint
 from trainer.backbones import build
 from trainer.checkpoint import Run, State, part
 from trainer.data import Picture, Side
-from trainer.network import Deployed, Device
+from trainer.distributed import World
+from trainer.network import Deployed, Device, all_features, all_logits
 from trainer.optim import inverse_frequency
 from trainer.pictures import EvaluationPictures, Sample, evaluation_loader
 from trainer.progress import Progress
@@ -30,6 +32,11 @@ class Session:
     sides: dict[Side, tuple[Picture, ...]]
     progress: Progress
     state: State
+    world: World = field(default_factory=World)
+    trained: nn.Module = field(init=False)  # model.classifier, or what averages its gradients over processes
+
+    def __post_init__(self) -> None:
+        self.trained = self.model.classifier
 
     def indices(self, side: Side) -> list[int]:
         """Return the label index of every picture of a side."""
@@ -37,9 +44,28 @@ class Session:
         return [place[picture.label] for picture in self.sides[side]]
 
     def evaluation(self, side: Side) -> DataLoader[Sample]:
-        """Return a loader of a side through the serving preprocessing."""
-        pictures = EvaluationPictures(self.sides[side], self.indices(side), self.run.spec)
+        """Return a loader of this process's part of a side, through the serving preprocessing."""
+        places, indices = self.world.places(len(self.sides[side])), self.indices(side)
+        own = tuple(self.sides[side][place] for place in places)
+        pictures = EvaluationPictures(own, [indices[place] for place in places], self.run.spec)
         return evaluation_loader(pictures, batch_size=EVALUATION_BATCH, workers=self.run.config.workers)
+
+    def logits(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Return float32 logits (N, C) and int64 targets (N,) of a side, on the CPU of every process."""
+        return self._gathered(all_logits(self.model, self.evaluation(side), self.device), side)
+
+    def features(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Return float32 features (N, F) and int64 targets (N,) of a side, on the CPU of every process."""
+        return self._gathered(all_features(self.model, self.evaluation(side), self.device), side)
+
+    def save(self, name: checkpoint.Name, tensors: dict[str, Tensor]) -> None:
+        """Write a checkpoint of the state and these tensors, once for all processes."""
+        if self.world.is_first:
+            self.state = checkpoint.save(self.folder, name, self.state, tensors)
+
+    def _gathered(self, rows: tuple[Tensor, Tensor], side: Side) -> tuple[Tensor, Tensor]:
+        count = len(self.sides[side])
+        return self.world.gathered(rows[0], count=count), self.world.gathered(rows[1], count=count)
 
     def class_weights(self) -> Tensor | None:
         """Return loss weights (C,) by inverse frequency, where they were asked for."""

@@ -4,13 +4,11 @@ The better of the two on validation is kept. All randomness derives from (seed, 
 resumed ends, on a CPU, with the same bits as one that was not.
 """
 
-import signal
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -20,8 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer import checkpoint
 from trainer.augment import mix, resolve
 from trainer.checkpoint import Score, State, part, prefixed
+from trainer.distributed import SharedBatches
 from trainer.errors import Interrupted, TrainerError
-from trainer.network import Deployed, all_features, all_logits
+from trainer.interruption import interruptible
+from trainer.network import Deployed
 from trainer.optim import (
     loss_of,
     lr_factor,
@@ -76,9 +76,8 @@ def fit(session: Session) -> Outcome:
 def _probe(session: Session) -> None:
     started = time.monotonic()
     session.progress.say("linear probe: computing features once")
-    train = all_features(session.model, session.evaluation("train"), session.device)
-    val = all_features(session.model, session.evaluation("val"), session.device)
-    probe = fit_probe(*train, *val, class_weights=session.class_weights())
+    train, val = session.features("train"), session.features("val")
+    probe = session.world.from_first(lambda: fit_probe(*train, *val, class_weights=session.class_weights()))
     head = session.model.classifier.head
     with torch.no_grad():
         head.weight.copy_(probe.weight)
@@ -87,27 +86,30 @@ def _probe(session: Session) -> None:
     seconds = time.monotonic() - started
     session.state = replace(session.state, probe=score, best=score, stage="fine-tune", probe_seconds=seconds)
     logits = val[0] @ probe.weight.T + probe.bias
-    session.state = checkpoint.save(session.folder, "best", session.state, _best_tensors(session.model, logits))
+    session.save("best", _best_tensors(session.model, logits))
     session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
 
 
 def _fine_tune(session: Session) -> None:
     config, state = session.run.config, session.state
     model = session.model
+    session.trained = session.world.wrap(model.classifier, frozen_batchnorm=config.batchnorm == "frozen")
     optimizer = make_optimizer(model.classifier, config)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    if (session.folder / "last.json").exists():
-        _, tensors = checkpoint.load(session.folder, "last")
+    tensors = session.world.from_first(lambda: _last_tensors(session.folder))
+    if tensors:
         model.load_state_dict(part(tensors, "model"))
         average = part(tensors, "average")
         average = {name: value.to(session.device.name) for name, value in average.items()}
         restore_optimizer(optimizer, part(tensors, "optimizer"))
-    with SummaryWriter(session.folder / "tensorboard", purge_step=state.epoch) as board, _interruptible() as stop:
+    is_first, folder = session.world.is_first, session.folder / "tensorboard"
+    writer = SummaryWriter(folder, purge_step=state.epoch) if is_first else nullcontext()
+    with writer as board, interruptible(is_patient=session.world.size > 1) as stop:
         for epoch in range(state.epoch, config.epochs):
             started = time.monotonic()
             _epoch(session, epoch, optimizer, average, stop)
             session.state = _finish_epoch(session, epoch, average, board=board, started=started)
-            checkpoint.save(session.folder, "last", session.state, _all_tensors(model, average, optimizer))
+            session.save("last", _all_tensors(model, average, optimizer))
             if session.state.finished and epoch + 1 < config.epochs:
                 session.progress.say(f"stopped early: no better epoch in {config.patience}")
                 break
@@ -128,26 +130,30 @@ def _epoch(
         first_step=session.state.step,
         balanced=config.balanced_sampling,
     )
+    augmentation = resolve(config)
     pictures = TrainingPictures(
-        session.sides["train"], list(indices), session.run.spec, augmentation=resolve(config), seed=config.seed
+        session.sides["train"], list(indices), session.run.spec, augmentation=augmentation, seed=config.seed
     )
-    loader = training_loader(pictures, batches, workers=config.workers, pin=session.device.name == "cuda")
+    has_mixing = bool(augmentation.mixup or augmentation.cutmix)
+    shared = SharedBatches(batches=batches, world=session.world, with_neighbour=has_mixing)
+    loader = training_loader(pictures, shared, workers=config.workers, pin=session.device.name == "cuda")
     class_weights = session.class_weights()
     set_batchnorm(session.model, frozen=config.batchnorm == "frozen")
     with session.progress.epoch(epoch, total=steps, done=session.state.step) as bar:
         for step, (images, targets) in enumerate(loader, start=session.state.step):
             torch.manual_seed(derive_seed(config.seed, epoch, step, 1))  # dropout, mixup: one stream a step
             factor = lr_factor(epoch * steps + step, total_steps=config.epochs * steps, warmup=config.warmup)
-            loss = _step(session, optimizer, images, targets, class_weights, factor)
+            count = min(config.batch_size, len(indices) - step * config.batch_size)  # of all processes together
+            loss = _step(session, optimizer, images, targets, class_weights, factor, count)
             if config.ema:
                 update_average(average, session.model, decay=config.ema, step=epoch * steps + step)
             session.state = replace(session.state, epoch=epoch, step=step + 1, loss_sum=session.state.loss_sum + loss)
-            bar.advance(pictures=len(targets), loss=loss)
+            bar.advance(pictures=count, loss=loss)
             is_due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
-            if stop or is_due:
-                tensors = _all_tensors(session.model, average, optimizer)
-                checkpoint.save(session.folder, "last", session.state, tensors)
-            if stop:
+            must_stop = session.world.any(bool(stop))
+            if must_stop or is_due:
+                session.save("last", _all_tensors(session.model, average, optimizer))
+            if must_stop:
                 raise Interrupted(
                     f"interrupted; continue with `trainer fit {session.run.data} --out {session.folder} --resume`"
                 )
@@ -160,34 +166,50 @@ def _step(
     targets: Tensor,
     class_weights: Tensor | None,
     factor: float,
+    batch_count: int,
 ) -> float:
-    device = session.device
+    device, world = session.device, session.world
     for group in optimizer.param_groups:
         group.setdefault("peak_lr", group["lr"])
         group["lr"] = group["peak_lr"] * factor
     planes = session.model.normalise(images.to(device.name, non_blocking=True))
     rows = F.one_hot(targets.to(device.name), len(session.run.labels)).float()
     planes, rows = mix(planes, rows, resolve(session.run.config))
+    own_count = len(world.share(range(batch_count)))
+    planes, rows = planes[-own_count:], rows[-own_count:]  # a neighbour was only there to be mixed in
+    if world.rank:
+        torch.manual_seed(derive_seed(int(torch.initial_seed()), world.rank))  # dropout: other units on other pictures
     with device.autocast():
-        logits = session.model.classifier(planes)
+        logits = session.trained(planes)
     weights = None if class_weights is None else class_weights.to(device.name)
-    loss = loss_of(logits.float(), rows, session.run.config, weights)
-    if not torch.isfinite(loss):
-        raise TrainerError(f"the loss became {float(loss)}; lower --lr (now {session.run.config.lr:g}) and fit again")
+    loss = loss_of(logits.float(), rows, session.run.config, weights) * world.weight(batch_count)
+    mean_loss = world.mean(float(loss.detach()))
+    if not math.isfinite(mean_loss):
+        raise TrainerError(f"the loss became {mean_loss}; lower --lr (now {session.run.config.lr:g}) and fit again")
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return float(loss.detach())
+    return mean_loss
 
 
 def _finish_epoch(
-    session: Session, epoch: int, average: dict[str, Tensor], *, board: SummaryWriter, started: float
+    session: Session, epoch: int, average: dict[str, Tensor], *, board: SummaryWriter | None, started: float
 ) -> State:
     """Score the averaged weights on validation; keep them as `best` where they are."""
-    state, config = session.state, session.run.config
     own = {name: value.detach().clone() for name, value in session.model.state_dict().items()}
-    session.model.load_state_dict(average if config.ema else own)
-    logits, targets = all_logits(session.model, session.evaluation("val"), session.device)
+    session.model.load_state_dict(average if session.run.config.ema else own)
+    session.world.align(session.model)
+    logits, targets = session.logits("val")
+    state = session.world.from_first(lambda: _record(session, epoch, logits, targets, board=board, started=started))
+    session.model.load_state_dict(own)
+    return state
+
+
+def _record(
+    session: Session, epoch: int, logits: Tensor, targets: Tensor, *, board: SummaryWriter | None, started: float
+) -> State:
+    """Write an epoch's score into the run folder; return where the run stands after it."""
+    state, config = session.state, session.run.config
     score = Score(
         accuracy=float((logits.argmax(1) == targets).double().mean()), log_loss=float(F.cross_entropy(logits, targets))
     )
@@ -197,7 +219,6 @@ def _finish_epoch(
     if score.beats(state.best):
         state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
         checkpoint.save(session.folder, "best", state, _best_tensors(session.model, logits))
-    session.model.load_state_dict(own)
     row: dict[str, float | int | str] = {
         "epoch": epoch,
         "loss": loss,
@@ -206,10 +227,15 @@ def _finish_epoch(
     }
     checkpoint.append_history(session.folder, row, before_epoch=epoch)
     for name in ("loss", "val_accuracy", "val_log_loss"):
+        assert board is not None
         board.add_scalar(name, row[name], epoch)
     session.progress.epoch_done(epoch, loss=loss, accuracy=score.accuracy)
     waited = epoch - max(state.best_epoch, _best_epoch_number(session.folder))
     return replace(state, finished=waited >= config.patience or epoch + 1 == config.epochs)
+
+
+def _last_tensors(folder: Path) -> dict[str, Tensor]:
+    return checkpoint.load(folder, "last")[1] if (folder / "last.json").exists() else {}
 
 
 def _best_epoch(folder: Path) -> Score | None:
@@ -237,19 +263,3 @@ def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.o
         **prefixed("average", average),
         **prefixed("optimizer", optimizer_tensors(optimizer)),
     }
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Yield a list that the first Ctrl-C fills, so that a step is never torn; a second one stops at once."""
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, previous)
