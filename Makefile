@@ -21,7 +21,7 @@ setup: $(VENV)/.ready ## make .venv with trainer, server and tools
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[trainer,serving,test,lint]'
+	$(PIP) --editable '.[trainer,mlflow,serving,test,lint]'
 	touch $@
 
 demo: setup ## check, fit, evaluate, export, serve and classify; DATA=folder for your own pictures

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.table import Column, Table
@@ -40,12 +40,15 @@ def fit(
     out_folder: Annotated[Path, typer.Option("--out", help="Write the run into this folder.")],
     config: FitConfig,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,
+    track: Annotated[Literal["none", "mlflow"], typer.Option(help="Record the run here, and its bundles.")] = "none",
 ) -> None:
     """Train on a folder of pictures: linear probe, then fine-tuning; the better one is kept."""
-    from trainer import runs, train  # torch takes seconds to import; --help should not
+    from trainer import runs, tracking, train  # torch takes seconds to import; --help should not
     from trainer.distributed import joined
     from trainer.report.render import REPORT_NAME, try_write_report
 
+    if track == "mlflow":
+        tracking.require_mlflow()
     with joined(config.device) as world:
         session = runs.resume(out_folder, world=world) if resume else runs.begin(data, out_folder, config, world=world)
         outcome = train.fit(session)
@@ -63,6 +66,8 @@ def fit(
     out.print(table)
     report = out_folder / REPORT_NAME
     seen = f", see {report}" if try_write_report(out_folder, report) else ""
+    if track == "mlflow" and tracking.track_fit(out_folder):
+        seen += ", recorded in MLflow"
     next_command = f"trainer export {out_folder} --to models --name NAME"
     out.print(f"kept the {outcome.kept} in {out_folder}{seen}; next: {next_command}")
 
@@ -148,6 +153,7 @@ def export(
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
     from trainer.tables import print_calibration, print_candidates
+    from trainer.tracking import track_export
 
     exported = export_run(
         run,
@@ -171,8 +177,9 @@ def export(
     top1 = exported.metrics["top-1"]
     out.print(f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f})")
     print_calibration(out, exported.calibration, unknown_below=exported.unknown_below)
+    recorded = ", recorded in MLflow" if track_export(run, exported.folder) else ""
     next_command = f"serving run {to}" if onnx or not torchscript else f"trainer export {run} --name {name} --onnx"
-    out.print(f"wrote {exported.folder}; next: {next_command}")
+    out.print(f"wrote {exported.folder}{recorded}; next: {next_command}")
 
 
 @app.command()
