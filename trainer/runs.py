@@ -40,13 +40,13 @@ class _Start:
 def begin(data: Path, folder: Path, config: FitConfig, *, world: World | None = None) -> Session:
     """Check the data, build the network and write run.json; raises before anything is trained."""
     world = world or World()
-    if config.batch_size < world.size:
-        raise ConfigError(f"--batch-size {config.batch_size} is that of all {world.size} processes; raise it")
-    return _session(world.from_first(lambda: _begin(data, folder, config)), folder, world)
+    return _session(world.from_first(lambda: _begin(data, folder, config, process_count=world.size)), folder, world)
 
 
-def _begin(data: Path, folder: Path, config: FitConfig) -> _Start:
+def _begin(data: Path, folder: Path, config: FitConfig, *, process_count: int) -> _Start:
     progress = Progress()
+    if config.batch_size < process_count:
+        raise ConfigError(f"--batch-size {config.batch_size} is that of all {process_count} processes; raise it")
     if (folder / "run.json").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     dataset = load_dataset(
