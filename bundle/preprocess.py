@@ -13,7 +13,7 @@ The rules, each with a test of its own:
   looked at. A picture smaller than the crop is enlarged.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Final, Literal
 
@@ -60,6 +60,11 @@ class PreprocessSpec:
     crop_px: int = 224  # side of the centre square that is kept
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     decode_rule: Literal["pillow-dct-2"] = DECODE_RULE
+
+    def scaled(self, crop_px: int) -> "PreprocessSpec":
+        """Return a spec that looks at the same part of a picture, scaled to another side."""
+        resize_px = max(crop_px, round(crop_px * self.resize_px / self.crop_px))
+        return replace(self, resize_px=resize_px, crop_px=crop_px)
 
 
 @dataclass(frozen=True, kw_only=True)

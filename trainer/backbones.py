@@ -5,7 +5,6 @@
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from bundle.preprocess import PreprocessSpec
 from trainer import lite_models, timm_models, torchvision_models
 from trainer.classifier import Backbone, BackboneInfo
 
@@ -25,13 +24,7 @@ def build(name: str, *, class_count: int, weights: str = "default", image_size: 
     backbone.model.replace_head(class_count)
     if image_size is None or image_size == backbone.spec.crop_px:
         return backbone
-    ratio = backbone.spec.resize_px / backbone.spec.crop_px
-    spec = PreprocessSpec(
-        resize_px=max(image_size, round(image_size * ratio)),
-        crop_px=image_size,
-        interpolation=backbone.spec.interpolation,
-    )
-    return replace(backbone, spec=spec)
+    return replace(backbone, spec=backbone.spec.scaled(image_size))
 
 
 def infos(pattern: str = "") -> list[BackboneInfo]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bundle.manifest import Provenance
 from bundle.preprocess import PreprocessSpec
+from trainer.budget import Plan
 from trainer.config import FitConfig
 from trainer.data import SIDES, BadFile, Dataset, Picture, Side
 from trainer.errors import CheckpointError
@@ -75,8 +76,10 @@ class State:
     best_epoch: int = -1
     loss_sum: float = 0.0  # over the steps of this epoch
     finished: bool = False
+    plan: Plan | None = None  # of fine-tuning; made after the probe
     probe_seconds: float = 0.0
     fine_tune_seconds: float = 0.0  # of whole epochs
+    data_wait_seconds: float = 0.0  # of those, what training waited for pictures
 
 
 _RUN = TypeAdapter(Run)

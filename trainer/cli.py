@@ -64,6 +64,10 @@ def fit(
             "fine-tuned", f"{score.accuracy:.4f}", f"{score.log_loss:.4f}", f"{outcome.seconds_fine_tune:.1f}"
         )
     out.print(table)
+    if outcome.fine_tuned:
+        typer.echo(f"training waited {outcome.waited_share:.1%} of fine-tuning for pictures", err=True)
+    if outcome.verdict:
+        typer.echo(outcome.verdict, err=True)
     report = out_folder / REPORT_NAME
     seen = f", see {report}" if try_write_report(out_folder, report) else ""
     if track == "mlflow" and tracking.track_fit(out_folder):

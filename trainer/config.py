@@ -1,16 +1,26 @@
 """Every setting of a fit, once: its default, its unit and its help text; `trainer fit --help` shows this file."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 Preset = Literal["none", "light", "standard", "strong"]
 
 
 def _knob(text: str, *, low: float | None = None, high: float | None = None) -> object:
     return typer.Option(help=text, min=low, max=high)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of "90s", "10m" or "1.5h"; raises typer.BadParameter."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(text).strip())
+    if found is None or float(found[1]) == 0:
+        raise typer.BadParameter(f"found {text!r}, wanted a number and s, m or h, such as 90s, 10m or 1h")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +57,24 @@ class FitConfig(AugmentConfig):
     image_size: Annotated[
         int | None, _knob("Set the input side in pixels; default: the backbone's.", low=16, high=1024)
     ] = None
-    epochs: Annotated[int, _knob("Fine-tune for at most so many epochs; 0 keeps the probe.", low=0)] = 8
+    epochs: Annotated[
+        int | None,
+        _knob("Fine-tune for at most so many epochs; 0 keeps the probe; default: by data size and device.", low=0),
+    ] = None
+    time_budget: Annotated[
+        float | None,
+        typer.Option(help="End the fit in this time, such as 90s, 10m or 1h.", metavar="TIME", parser=parse_duration),
+    ] = None
+    start_image_size: Annotated[
+        int | None, _knob("Begin fine-tuning on pictures of this side and let them grow.", low=16, high=1024)
+    ] = None
     batch_size: Annotated[int, _knob("Train on so many pictures a step.", low=2)] = 16
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="Choose the optimizer.")] = "adamw"
     lr: Annotated[float, _knob("Set the head's peak learning rate.", low=0)] = 3e-4
     body_lr_factor: Annotated[float, _knob("Scale the learning rate below the head.", low=0, high=1)] = 0.3
     weight_decay: Annotated[float, _knob("Set the weight decay of matrices and filters.", low=0)] = 0.05
+    clip_norm: Annotated[float, _knob("Clip the norm of the gradients; 0 is off.", low=0)] = 0.0
+    accumulate: Annotated[int, _knob("Compute a step in so many parts, for less memory.", low=1)] = 1
     warmup: Annotated[float, _knob("Warm up for this share of all steps.", low=0, high=0.9)] = 0.1
     loss: Annotated[Literal["cross-entropy", "focal"], typer.Option(help="Choose the loss.")] = "cross-entropy"
     label_smoothing: Annotated[float, _knob("Smooth labels by this share (cross-entropy).", low=0, high=0.9)] = 0.1

@@ -3,17 +3,20 @@
 A training sample depends on (seed, epoch, index) alone, so workers, their number, and resuming change nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bundle.preprocess import PreprocessSpec, decode, load_input
+from bundle.preprocess import PreprocessSpec, to_input
 from trainer.augment import Augmentation, picture_transform
 from trainer.data import Picture
+from trainer.decoded import pixels_of
 
 Sample = tuple[Tensor, int]
 
@@ -26,15 +29,17 @@ def derive_seed(*parts: int) -> int:
 class EvaluationPictures(Dataset[Sample]):
     """(uint8 (crop, crop, 3), label index) of every picture, exactly as the server sees it."""
 
-    def __init__(self, pictures: tuple[Picture, ...], indices: list[int], spec: PreprocessSpec) -> None:
-        self._pictures, self._indices, self._spec = pictures, indices, spec
+    def __init__(
+        self, pictures: tuple[Picture, ...], indices: list[int], spec: PreprocessSpec, *, decoded: Path | None = None
+    ) -> None:
+        self._pictures, self._indices, self._spec, self._decoded = pictures, indices, spec, decoded
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def __getitem__(self, index: int) -> Sample:
-        array = load_input(self._pictures[index].path.read_bytes(), self._spec)
-        return torch.from_numpy(array.copy()), self._indices[index]
+        pixels = pixels_of(self._pictures[index], self._decoded, cover_px=self._spec.resize_px)
+        return torch.from_numpy(to_input(pixels, self._spec).copy()), self._indices[index]
 
 
 class TrainingPictures(Dataset[Sample]):
@@ -48,16 +53,20 @@ class TrainingPictures(Dataset[Sample]):
         *,
         augmentation: Augmentation,
         seed: int,
+        train_px: int
+        | None = None,  # side of the output; default: crop_px. Pictures are decoded for crop_px either way
+        decoded: Path | None = None,
     ) -> None:
-        self._pictures, self._indices, self._spec, self._seed = pictures, indices, spec, seed
-        self._transform = picture_transform(augmentation, spec)
+        self._pictures, self._indices, self._seed, self._decoded = pictures, indices, seed, decoded
+        self._cover_px = spec.resize_px
+        self._transform = picture_transform(augmentation, spec.scaled(train_px or spec.crop_px))
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        picture = decode(self._pictures[index].path.read_bytes(), cover_px=self._spec.resize_px)
+        picture = Image.fromarray(pixels_of(self._pictures[index], self._decoded, cover_px=self._cover_px))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._seed, epoch, index))
             tensor: Tensor = self._transform(picture)  # (3, crop, crop) uint8
@@ -91,6 +100,24 @@ class EpochBatches:
         counts = torch.bincount(torch.tensor(self.indices))
         weights = 1.0 / counts[torch.tensor(self.indices)].double()
         return [int(i) for i in torch.multinomial(weights, len(self.indices), replacement=True, generator=generator)]
+
+
+class TimedBatches:
+    """A loader that counts the seconds its reader waited for batches."""
+
+    def __init__(self, loader: Iterable[list[Tensor]], clock: Callable[[], float]) -> None:
+        self._loader, self._clock = loader, clock
+        self.waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        batches = iter(self._loader)
+        while True:
+            asked = self._clock()
+            batch = next(batches, None)
+            self.waited_seconds += self._clock() - asked
+            if batch is None:
+                return
+            yield batch
 
 
 def steps_per_epoch(picture_count: int, batch_size: int) -> int:

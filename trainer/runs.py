@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class _Start:
     sides: dict[Side, tuple[Picture, ...]]
     state: State
     tensors: dict[str, Tensor]
+    elapsed: float = 0.0  # seconds that reading took
 
 
 def begin(data: Path, folder: Path, config: FitConfig, *, world: World | None = None) -> Session:
@@ -44,9 +46,11 @@ def begin(data: Path, folder: Path, config: FitConfig, *, world: World | None = 
 
 
 def _begin(data: Path, folder: Path, config: FitConfig, *, process_count: int) -> _Start:
-    progress = Progress()
+    progress, started = Progress(), time.monotonic()
     if config.batch_size < process_count:
         raise ConfigError(f"--batch-size {config.batch_size} is that of all {process_count} processes; raise it")
+    if process_count > 1 and (config.time_budget or config.accumulate > 1):
+        raise ConfigError("--time-budget and --accumulate are for one process; leave them out under torchrun")
     if (folder / "run.json").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     dataset = load_dataset(
@@ -75,6 +79,7 @@ def _begin(data: Path, folder: Path, config: FitConfig, *, process_count: int) -
         sides=dataset.sides,
         state=State(weights="", stage="probe", seed=config.seed, epoch=0, step=0),
         tensors=checkpoint.prefixed("model", Deployed(backbone.model, run.mean, run.std).state_dict()),
+        elapsed=time.monotonic() - started,
     )
 
 
@@ -103,6 +108,7 @@ def _session(start: _Start, folder: Path, world: World) -> Session:
         progress=Progress(None if world.is_first else Console(quiet=True)),
         state=start.state,
         world=world,
+        used_before=start.elapsed + start.state.probe_seconds + start.state.fine_tune_seconds,
     )
 
 

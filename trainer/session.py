@@ -1,5 +1,7 @@
 """A run in this process: what its stages share, from the network to where it stands."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,9 +36,21 @@ class Session:
     state: State
     world: World = field(default_factory=World)
     trained: nn.Module = field(init=False)  # model.classifier, or what averages its gradients over processes
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(default_factory=time.monotonic)  # by that clock
+    used_before: float = 0.0  # seconds: of reading the data, and of earlier processes where the run is resumed
+    decoded: Path | None = None  # folder of decoded pictures, while the fit lasts
 
     def __post_init__(self) -> None:
         self.trained = self.model.classifier
+
+    def elapsed(self) -> float:
+        """Return the seconds of this process's part of the run."""
+        return self.clock() - self.started
+
+    def used_seconds(self) -> float:
+        """Return the seconds of the whole run, earlier processes' included."""
+        return self.used_before + self.elapsed()
 
     def indices(self, side: Side) -> list[int]:
         """Return the label index of every picture of a side."""
@@ -47,7 +61,7 @@ class Session:
         """Return a loader of this process's part of a side, through the serving preprocessing."""
         places, indices = self.world.places(len(self.sides[side])), self.indices(side)
         own = tuple(self.sides[side][place] for place in places)
-        pictures = EvaluationPictures(own, [indices[place] for place in places], self.run.spec)
+        pictures = EvaluationPictures(own, [indices[place] for place in places], self.run.spec, decoded=self.decoded)
         return evaluation_loader(pictures, batch_size=EVALUATION_BATCH, workers=self.run.config.workers)
 
     def logits(self, side: Side) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,6 @@ The better of the two on validation is kept. All randomness derives from (seed, 
 resumed ends, on a CPU, with the same bits as one that was not.
 """
 
-import math
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +14,15 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer import checkpoint
-from trainer.augment import mix, resolve
+from trainer.augment import resolve
+from trainer.budget import Plan
 from trainer.checkpoint import Score, State, part, prefixed
+from trainer.decoded import decoded_folder
 from trainer.distributed import SharedBatches
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import Interrupted
 from trainer.interruption import interruptible
 from trainer.network import Deployed
 from trainer.optim import (
-    loss_of,
     lr_factor,
     make_optimizer,
     optimizer_tensors,
@@ -31,8 +30,10 @@ from trainer.optim import (
     set_batchnorm,
     update_average,
 )
+from trainer.pace import make_plan
 from trainer.pictures import (
     EpochBatches,
+    TimedBatches,
     TrainingPictures,
     derive_seed,
     steps_per_epoch,
@@ -40,6 +41,7 @@ from trainer.pictures import (
 )
 from trainer.probe import fit_probe
 from trainer.session import Session
+from trainer.step import take_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,46 +53,60 @@ class Outcome:
     kept: str
     seconds_probe: float
     seconds_fine_tune: float
+    waited_share: float  # of fine-tuning, that training waited for pictures
+    verdict: str  # how a plan with a budget turned out; empty without one
 
 
 def fit(session: Session) -> Outcome:
     """Run both stages from where the session's state stands; returns both scores. Raises Interrupted."""
-    started = time.monotonic()
-    if session.state.probe is None:
-        _probe(session)
-    seconds_probe = time.monotonic() - started
-    if session.run.config.epochs and not session.state.finished:
-        _fine_tune(session)
+    began = session.clock()
+    keeping = decoded_folder(session.folder) if session.world.is_first else nullcontext()  # the others decode anew
+    with keeping as session.decoded:
+        if session.state.probe is None:
+            _probe(session)
+        seconds_probe, before = session.clock() - began, session.state.data_wait_seconds
+        plan = session.state.plan
+        assert plan is not None
+        session.progress.say(str(plan))
+        if plan.epochs and not session.state.finished:
+            _fine_tune(session, plan)
     state = session.state
-    fine_tuned = _best_epoch(session.folder)
     assert state.probe is not None
+    seconds_fine_tune = session.clock() - began - seconds_probe
     return Outcome(
         probe=state.probe,
-        fine_tuned=fine_tuned,
+        fine_tuned=_best_epoch(session.folder),
         kept=state.best_stage,
         seconds_probe=seconds_probe,
-        seconds_fine_tune=time.monotonic() - started - seconds_probe,
+        seconds_fine_tune=seconds_fine_tune,
+        waited_share=(state.data_wait_seconds - before) / max(seconds_fine_tune, 1e-9),
+        verdict=plan.verdict(session.used_seconds(), epochs=state.epoch),
     )
 
 
 def _probe(session: Session) -> None:
-    started = time.monotonic()
+    started = session.clock()
     session.progress.say("linear probe: computing features once")
-    train, val = session.features("train"), session.features("val")
+    train = session.features("train")
+    val_started = session.clock()
+    val = session.features("val")
+    val_seconds = session.clock() - val_started
     probe = session.world.from_first(lambda: fit_probe(*train, *val, class_weights=session.class_weights()))
     head = session.model.classifier.head
     with torch.no_grad():
         head.weight.copy_(probe.weight)
         head.bias.copy_(probe.bias)
     score = Score(accuracy=probe.accuracy, log_loss=probe.log_loss)
-    seconds = time.monotonic() - started
+    session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
+    seconds = session.clock() - started
     session.state = replace(session.state, probe=score, best=score, stage="fine-tune", probe_seconds=seconds)
+    plan = session.world.from_first(lambda: make_plan(session, val_seconds))
+    session.state = replace(session.state, plan=plan)
     logits = val[0] @ probe.weight.T + probe.bias
     session.save("best", _best_tensors(session.model, logits))
-    session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
 
 
-def _fine_tune(session: Session) -> None:
+def _fine_tune(session: Session, plan: Plan) -> None:
     config, state = session.run.config, session.state
     model = session.model
     session.trained = session.world.wrap(model.classifier, frozen_batchnorm=config.batchnorm == "frozen")
@@ -105,19 +121,28 @@ def _fine_tune(session: Session) -> None:
     is_first, folder = session.world.is_first, session.folder / "tensorboard"
     writer = SummaryWriter(folder, purge_step=state.epoch) if is_first else nullcontext()
     with writer as board, interruptible(is_patient=session.world.size > 1) as stop:
-        for epoch in range(state.epoch, config.epochs):
-            started = time.monotonic()
-            _epoch(session, epoch, optimizer, average, stop)
+        for epoch in range(state.epoch, plan.epochs):
+            if plan.budget_seconds is not None and not _fits(session, plan, epoch):
+                session.progress.say(f"stopped after {epoch} of {plan.epochs} epochs: another would end too late")
+                break
+            started = session.clock()
+            _epoch(session, epoch, plan, optimizer=optimizer, average=average, stop=stop)
             session.state = _finish_epoch(session, epoch, average, board=board, started=started)
             session.save("last", _all_tensors(model, average, optimizer))
-            if session.state.finished and epoch + 1 < config.epochs:
+            if session.state.finished and epoch + 1 < plan.epochs:
                 session.progress.say(f"stopped early: no better epoch in {config.patience}")
                 break
     session.state = replace(session.state, finished=True)
 
 
 def _epoch(
-    session: Session, epoch: int, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], stop: list[int]
+    session: Session,
+    epoch: int,
+    plan: Plan,
+    *,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    stop: list[int],
 ) -> None:
     config = session.run.config
     indices = tuple(session.indices("train"))
@@ -132,19 +157,35 @@ def _epoch(
     )
     augmentation = resolve(config)
     pictures = TrainingPictures(
-        session.sides["train"], list(indices), session.run.spec, augmentation=augmentation, seed=config.seed
+        session.sides["train"],
+        list(indices),
+        session.run.spec,
+        augmentation=augmentation,
+        seed=config.seed,
+        train_px=plan.epoch_px[epoch],
+        decoded=session.decoded,
     )
     has_mixing = bool(augmentation.mixup or augmentation.cutmix)
     shared = SharedBatches(batches=batches, world=session.world, with_neighbour=has_mixing)
-    loader = training_loader(pictures, shared, workers=config.workers, pin=session.device.name == "cuda")
+    loader = TimedBatches(
+        training_loader(pictures, shared, workers=config.workers, pin=session.device.name == "cuda"), session.clock
+    )
     class_weights = session.class_weights()
     set_batchnorm(session.model, frozen=config.batchnorm == "frozen")
     with session.progress.epoch(epoch, total=steps, done=session.state.step) as bar:
         for step, (images, targets) in enumerate(loader, start=session.state.step):
             torch.manual_seed(derive_seed(config.seed, epoch, step, 1))  # dropout, mixup: one stream a step
-            factor = lr_factor(epoch * steps + step, total_steps=config.epochs * steps, warmup=config.warmup)
+            factor = lr_factor(epoch * steps + step, total_steps=plan.epochs * steps, warmup=config.warmup)
             count = min(config.batch_size, len(indices) - step * config.batch_size)  # of all processes together
-            loss = _step(session, optimizer, images, targets, class_weights, factor, count)
+            loss = take_step(
+                session,
+                optimizer,
+                images=images,
+                targets=targets,
+                class_weights=class_weights,
+                factor=factor,
+                batch_count=count,
+            )
             if config.ema:
                 update_average(average, session.model, decay=config.ema, step=epoch * steps + step)
             session.state = replace(session.state, epoch=epoch, step=step + 1, loss_sum=session.state.loss_sum + loss)
@@ -157,39 +198,8 @@ def _epoch(
                 raise Interrupted(
                     f"interrupted; continue with `trainer fit {session.run.data} --out {session.folder} --resume`"
                 )
-
-
-def _step(
-    session: Session,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    targets: Tensor,
-    class_weights: Tensor | None,
-    factor: float,
-    batch_count: int,
-) -> float:
-    device, world = session.device, session.world
-    for group in optimizer.param_groups:
-        group.setdefault("peak_lr", group["lr"])
-        group["lr"] = group["peak_lr"] * factor
-    planes = session.model.normalise(images.to(device.name, non_blocking=True))
-    rows = F.one_hot(targets.to(device.name), len(session.run.labels)).float()
-    planes, rows = mix(planes, rows, resolve(session.run.config))
-    own_count = len(world.share(range(batch_count)))
-    planes, rows = planes[-own_count:], rows[-own_count:]  # a neighbour was only there to be mixed in
-    if world.rank:
-        torch.manual_seed(derive_seed(int(torch.initial_seed()), world.rank))  # dropout: other units on other pictures
-    with device.autocast():
-        logits = session.trained(planes)
-    weights = None if class_weights is None else class_weights.to(device.name)
-    loss = loss_of(logits.float(), rows, session.run.config, weights) * world.weight(batch_count)
-    mean_loss = world.mean(float(loss.detach()))
-    if not math.isfinite(mean_loss):
-        raise TrainerError(f"the loss became {mean_loss}; lower --lr (now {session.run.config.lr:g}) and fit again")
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return mean_loss
+    waited = session.state.data_wait_seconds + loader.waited_seconds
+    session.state = replace(session.state, data_wait_seconds=waited)
 
 
 def _finish_epoch(
@@ -209,12 +219,13 @@ def _record(
     session: Session, epoch: int, logits: Tensor, targets: Tensor, *, board: SummaryWriter | None, started: float
 ) -> State:
     """Write an epoch's score into the run folder; return where the run stands after it."""
-    state, config = session.state, session.run.config
+    state, config, plan = session.state, session.run.config, session.state.plan
+    assert plan is not None
     score = Score(
         accuracy=float((logits.argmax(1) == targets).double().mean()), log_loss=float(F.cross_entropy(logits, targets))
     )
     loss = state.loss_sum / state.step
-    seconds = state.fine_tune_seconds + time.monotonic() - started  # a resumed epoch counts from there
+    seconds = state.fine_tune_seconds + session.clock() - started  # a resumed epoch counts from there
     state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0, fine_tune_seconds=seconds)
     if score.beats(state.best):
         state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
@@ -231,7 +242,16 @@ def _record(
         board.add_scalar(name, row[name], epoch)
     session.progress.epoch_done(epoch, loss=loss, accuracy=score.accuracy)
     waited = epoch - max(state.best_epoch, _best_epoch_number(session.folder))
-    return replace(state, finished=waited >= config.patience or epoch + 1 == config.epochs)
+    return replace(state, finished=waited >= config.patience or epoch + 1 == plan.epochs)
+
+
+def _fits(session: Session, plan: Plan, epoch: int) -> bool:
+    """Say whether an epoch ends within the budget: as long as those before took, or as planned for the first."""
+    assert plan.budget_seconds is not None
+    if not epoch:
+        return True
+    each = session.state.fine_tune_seconds / epoch
+    return session.used_seconds() + each <= plan.budget_seconds
 
 
 def _last_tensors(folder: Path) -> dict[str, Tensor]:

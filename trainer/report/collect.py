@@ -93,6 +93,11 @@ class Report:
     augmented: Image.Image | None
     data: DataFacts
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs of fine-tuning were planned."""
+        return self.state.plan.epochs if self.state.plan else self.run.config.epochs or 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class BundleFacts:
