@@ -15,6 +15,7 @@ from bundle.flags import spread
 from bundle.runtime import Choice
 from trainer.bundle_cli import bundle_app
 from trainer.cli_show import show_app
+from trainer.cli_try import try_app
 from trainer.config import FitConfig
 from trainer.data_cli import AsJson, DataSet, RunFolder, data_app, out
 from trainer.errors import Interrupted, ParityError
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(try_app)
 app.add_typer(show_app)
 app.add_typer(bundle_app)
 _EXIT_CODES: Final[dict[type[CalotypeError], int]] = {ParityError: 1, Interrupted: 130}  # 130: what a shell expects
