@@ -14,8 +14,9 @@ from trainer import checkpoint
 from trainer.calibration import unknown_threshold
 from trainer.config import FitConfig
 from trainer.data import Picture, is_split, load_dataset, load_labelled
+from trainer.errors import ConfigError
 from trainer.metrics import Floats, Ints, Logits, fit_temperature
-from trainer.network import all_logits, choose_device
+from trainer.network import Mirrored, all_logits, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
 from trainer.progress import Progress
 from trainer.session import EVALUATION_BATCH, restore_model
@@ -56,14 +57,17 @@ class Answers:
         return replace(self, pictures=tuple(self.pictures[row] for row in order), logits=self.logits[order])
 
 
-def answer(target: Path, data: Path | None, *, variant: Choice = "fp32") -> Answers:
+def answer(target: Path, data: Path | None, *, variant: Choice = "fp32", tta: bool = False) -> Answers:
     """Ask a run, or that variant of a bundle, about labelled pictures; without `data` a run about its held-out side.
 
-    Raises CheckpointError, BundleError or DataError.
+    With `tta` a run's logits are the mean over each picture and its mirror image. Raises CheckpointError, BundleError,
+    DataError, or ConfigError for `tta` on a bundle, which answers as in production.
     """
     if (target / MANIFEST_NAME).exists() and data is not None:
+        if tta:
+            raise ConfigError(f"{target}: a bundle answers as in production, without --tta; name the run instead")
         return _bundle_answers(target, data, variant=variant)
-    return _run_answers(target, data)
+    return _run_answers(target, data, tta=tta)
 
 
 def _bundle_answers(target: Path, data: Path, *, variant: Choice) -> Answers:
@@ -84,7 +88,7 @@ def _bundle_answers(target: Path, data: Path, *, variant: Choice) -> Answers:
     )
 
 
-def _run_answers(target: Path, data: Path | None) -> Answers:
+def _run_answers(target: Path, data: Path | None, *, tta: bool) -> Answers:
     run = checkpoint.read_run(target)
     sides = checkpoint.read_split(target)
     is_own = data is None or Path(run.data) == data.resolve()
@@ -96,7 +100,7 @@ def _run_answers(target: Path, data: Path | None) -> Answers:
     def logits(asked: tuple[Picture, ...]) -> Logits:
         indices = [run.labels.index(picture.label) for picture in asked]
         loader = evaluation_loader(EvaluationPictures(asked, indices, run.spec), batch_size=EVALUATION_BATCH, workers=0)
-        return all_logits(model, loader, device)[0].numpy()
+        return all_logits(Mirrored(model) if tta else model, loader, device)[0].numpy()
 
     found = logits(pictures)
     is_validation = pictures == sides["val"]

@@ -86,6 +86,9 @@ def evaluate(
     precision: Annotated[
         float, typer.Option(help="Find each class's threshold for this precision, 0..1; 0: none.", min=0, max=1)
     ] = 0.0,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over each picture and its mirror image; runs only.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run or a bundle on labelled pictures; a bundle answers through ONNX Runtime as in production."""
@@ -94,7 +97,7 @@ def evaluate(
     from trainer.metrics import evaluate as measure
     from trainer.tables import print_calibration, print_evaluation, print_thresholds
 
-    answers = answer(target, data, variant=variant)
+    answers = answer(target, data, variant=variant, tta=tta)
     evaluation = measure(answers.scores, answers.targets, answers.labels)
     calibration = compare_temperature(
         answers.logits, answers.targets, temperature=answers.temperature, fitted_on=answers.fitted_on

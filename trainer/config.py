@@ -72,6 +72,9 @@ class FitConfig(AugmentConfig):
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="Choose the optimizer.")] = "adamw"
     lr: Annotated[float, _knob("Set the head's peak learning rate.", low=0)] = 3e-4
     body_lr_factor: Annotated[float, _knob("Scale the learning rate below the head.", low=0, high=1)] = 0.3
+    layer_decay: Annotated[
+        float, _knob("Scale the learning rate once more for each block away from the head.", low=0.1, high=1)
+    ] = 1.0
     weight_decay: Annotated[float, _knob("Set the weight decay of matrices and filters.", low=0)] = 0.05
     clip_norm: Annotated[float, _knob("Clip the norm of the gradients; 0 is off.", low=0)] = 0.0
     accumulate: Annotated[int, _knob("Compute a step in so many parts, for less memory.", low=1)] = 1

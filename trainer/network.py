@@ -55,8 +55,21 @@ class Deployed(nn.Module):
         return self.classifier(self.normalise(images))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
 
 
+class Mirrored(nn.Module):
+    """uint8 (N, H, W, 3) -> the mean of a network's logits for pictures and their mirror images, (N, C) float32."""
+
+    def __init__(self, model: Deployed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, C)."""
+        mean: Tensor = (self.model(images) + self.model(images.flip(2))) / 2  # axis 2: left to right
+        return mean
+
+
 @torch.no_grad()
-def all_logits(model: Deployed, loader: DataLoader[Sample], device: Device) -> tuple[Tensor, Tensor]:
+def all_logits(model: nn.Module, loader: DataLoader[Sample], device: Device) -> tuple[Tensor, Tensor]:
     """Return float32 logits (N, C) and int64 targets (N,) on the CPU, the model in evaluation mode."""
     model.eval()
     logits, targets = [], []

@@ -34,22 +34,43 @@ def inverse_frequency(indices: list[int], class_count: int) -> Tensor:
 
 
 def make_optimizer(model: Classifier, config: FitConfig) -> torch.optim.Optimizer:
-    """Return AdamW or SGD over head and body, biases and norms without weight decay."""
+    """Return AdamW or SGD over head and body, biases and norms without weight decay.
+
+    With `layer_decay` each block below the last one learns that much slower than the next (Howard and Ruder 2018,
+    arXiv:1801.06146, section 3.2; as a power of depth Clark et al. 2020, arXiv:2003.10555).
+    """
     head = set(model.head.parameters())
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        groups.setdefault((parameter in head, parameter.ndim > 1), []).append(parameter)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for parameter, factor in _rate_factors(model, config).items():
+        groups.setdefault((parameter in head, factor, parameter.ndim > 1), []).append(parameter)
     settings = [
         {
             "params": parameters,
-            "lr": config.lr * (1.0 if is_head else config.body_lr_factor),
+            "lr": config.lr * factor,
             "weight_decay": config.weight_decay if has_decay else 0.0,
         }
-        for (is_head, has_decay), parameters in groups.items()
+        for (_, factor, has_decay), parameters in groups.items()
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(settings, lr=config.lr)
+
+
+def _rate_factors(model: Classifier, config: FitConfig) -> dict[nn.Parameter, float]:
+    """Return each parameter's share of the head's rate, in the network's order."""
+    head = set(model.head.parameters())
+    body = {name: parameter for name, parameter in model.named_parameters() if parameter not in head}
+    blocks = list(dict.fromkeys(map(_block, body)))
+    depth = {block: len(blocks) - 1 - index for index, block in enumerate(blocks)}  # 0: next to the head
+    factors = {
+        parameter: config.body_lr_factor * config.layer_decay ** depth[_block(name)] for name, parameter in body.items()
+    }
+    return {parameter: factors.get(parameter, 1.0) for parameter in model.parameters()}
+
+
+def _block(name: str) -> str:
+    """Return the block of a parameter's name: network.layer1.0.conv1.weight -> layer1.0."""
+    return ".".join(name.split(".")[1:-1][:2])
 
 
 def lr_factor(step: int, *, total_steps: int, warmup: float) -> float:
