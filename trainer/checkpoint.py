@@ -5,6 +5,7 @@
     split.csv           path, label, side, sha256, group and cluster of every picture
     applied-fixes.csv   the corrections that `fit --apply` made, where it did
     unreadable.csv      path and reason of every file that was left out
+    epoch-*.safetensors     weights of the best epochs, while a fit with --soup lasts
     best.json, last.json    where the run stands and what it scored; names its weights file
     *.safetensors       weights (for `best` its validation logits, for `last` the optimizer and the running average)
 
@@ -74,6 +75,7 @@ class State:
     best: Score | None = None
     best_stage: Literal["probe", "fine-tune"] = "probe"
     best_epoch: int = -1
+    soup_epochs: tuple[int, ...] = ()  # whose mean `best` is, where it is one
     loss_sum: float = 0.0  # over the steps of this epoch
     finished: bool = False
     plan: Plan | None = None  # of fine-tuning; made after the probe
@@ -194,6 +196,11 @@ def read_history(folder: Path) -> list[dict[str, float | int | str]]:
     """Return the lines of history.jsonl; empty where there is none."""
     path = folder / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def best_tensors(model: dict[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
+    """Return what `best` holds. The report reads the logits: a look at every picture would cost what the probe does."""
+    return {**prefixed("model", model), **prefixed("validation", {"logits": logits})}
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

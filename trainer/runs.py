@@ -49,8 +49,8 @@ def _begin(data: Path, folder: Path, config: FitConfig, *, process_count: int) -
     progress, started = Progress(), time.monotonic()
     if config.batch_size < process_count:
         raise ConfigError(f"--batch-size {config.batch_size} is that of all {process_count} processes; raise it")
-    if process_count > 1 and (config.time_budget or config.accumulate > 1):
-        raise ConfigError("--time-budget and --accumulate are for one process; leave them out under torchrun")
+    if process_count > 1 and (config.time_budget or config.accumulate > 1 or config.soup):
+        raise ConfigError("--time-budget, --accumulate and --soup are for one process; leave them out under torchrun")
     if (folder / "run.json").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     dataset = load_dataset(

@@ -8,11 +8,12 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from trainer import checkpoint
 from trainer.backbones import build
-from trainer.checkpoint import Run, State, part
+from trainer.checkpoint import Run, Score, State, part
 from trainer.data import Picture, Side
 from trainer.distributed import World
 from trainer.network import Deployed, Device, all_features, all_logits
@@ -71,6 +72,12 @@ class Session:
     def features(self, side: Side) -> tuple[Tensor, Tensor]:
         """Return float32 features (N, F) and int64 targets (N,) of a side, on the CPU of every process."""
         return self._gathered(all_features(self.model, self.evaluation(side), self.device), side)
+
+    def validate(self) -> tuple[Score, Tensor]:
+        """Return the score of the weights as they are, and their logits (N, C), on validation."""
+        logits, targets = self.logits("val")
+        accuracy = float((logits.argmax(1) == targets).double().mean())
+        return Score(accuracy=accuracy, log_loss=float(F.cross_entropy(logits, targets))), logits
 
     def save(self, name: checkpoint.Name, tensors: dict[str, Tensor]) -> None:
         """Write a checkpoint of the state and these tensors, once for all processes."""

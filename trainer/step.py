@@ -21,12 +21,12 @@ def take_step(
     targets: Tensor,
     class_weights: Tensor | None,
     factor: float,
-    batch_count: int,
+    batch_count: int | None = None,
 ) -> float:
     """Move the weights by one batch at `factor` of the peak rates; return its mean loss.
 
-    images uint8 (N, H, W, 3), targets int64 (N,): this process's share of a batch of `batch_count` pictures. Raises
-    TrainerError where the loss is no number.
+    images uint8 (N, H, W, 3), targets int64 (N,): this process's share of a batch of `batch_count` pictures; None where it
+    is all of it. Raises TrainerError where the loss is no number.
     """
     config, device, world = session.run.config, session.device, session.world
     for group in optimizer.param_groups:
@@ -35,6 +35,7 @@ def take_step(
     planes = session.model.normalise(images.to(device.name, non_blocking=True))
     rows = F.one_hot(targets.to(device.name), len(session.run.labels)).float()
     planes, rows = mix(planes, rows, resolve(config))
+    batch_count = len(rows) if batch_count is None else batch_count
     own_count = len(world.share(range(batch_count)))
     planes, rows = planes[-own_count:], rows[-own_count:]  # a neighbour was only there to be mixed in
     if world.rank:

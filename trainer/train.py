@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer import checkpoint
@@ -41,6 +40,7 @@ from trainer.pictures import (
 )
 from trainer.probe import fit_probe
 from trainer.session import Session
+from trainer.soup import cook, keep_candidate
 from trainer.step import take_step
 
 
@@ -103,7 +103,7 @@ def _probe(session: Session) -> None:
     plan = session.world.from_first(lambda: make_plan(session, val_seconds))
     session.state = replace(session.state, plan=plan)
     logits = val[0] @ probe.weight.T + probe.bias
-    session.save("best", _best_tensors(session.model, logits))
+    session.save("best", checkpoint.best_tensors(session.model.state_dict(), logits))
 
 
 def _fine_tune(session: Session, plan: Plan) -> None:
@@ -132,6 +132,8 @@ def _fine_tune(session: Session, plan: Plan) -> None:
             if session.state.finished and epoch + 1 < plan.epochs:
                 session.progress.say(f"stopped early: no better epoch in {config.patience}")
                 break
+    if config.soup:
+        cook(session)
     session.state = replace(session.state, finished=True)
 
 
@@ -209,27 +211,24 @@ def _finish_epoch(
     own = {name: value.detach().clone() for name, value in session.model.state_dict().items()}
     session.model.load_state_dict(average if session.run.config.ema else own)
     session.world.align(session.model)
-    logits, targets = session.logits("val")
-    state = session.world.from_first(lambda: _record(session, epoch, logits, targets, board=board, started=started))
+    score, logits = session.validate()
+    state = session.world.from_first(lambda: _record(session, epoch, score, logits, board=board, started=started))
     session.model.load_state_dict(own)
     return state
 
 
 def _record(
-    session: Session, epoch: int, logits: Tensor, targets: Tensor, *, board: SummaryWriter | None, started: float
+    session: Session, epoch: int, score: Score, logits: Tensor, *, board: SummaryWriter | None, started: float
 ) -> State:
     """Write an epoch's score into the run folder; return where the run stands after it."""
     state, config, plan = session.state, session.run.config, session.state.plan
     assert plan is not None
-    score = Score(
-        accuracy=float((logits.argmax(1) == targets).double().mean()), log_loss=float(F.cross_entropy(logits, targets))
-    )
     loss = state.loss_sum / state.step
     seconds = state.fine_tune_seconds + session.clock() - started  # a resumed epoch counts from there
     state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0, fine_tune_seconds=seconds)
     if score.beats(state.best):
         state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
-        checkpoint.save(session.folder, "best", state, _best_tensors(session.model, logits))
+        checkpoint.save(session.folder, "best", state, checkpoint.best_tensors(session.model.state_dict(), logits))
     row: dict[str, float | int | str] = {
         "epoch": epoch,
         "loss": loss,
@@ -237,6 +236,8 @@ def _record(
         "val_log_loss": score.log_loss,
     }
     checkpoint.append_history(session.folder, row, before_epoch=epoch)
+    if config.soup:
+        keep_candidate(session, epoch)
     for name in ("loss", "val_accuracy", "val_log_loss"):
         assert board is not None
         board.add_scalar(name, row[name], epoch)
@@ -270,11 +271,6 @@ def _best_epoch_number(folder: Path) -> int:
     """Return the best epoch of fine-tuning: patience counts from there, whether or not it beat the probe."""
     best, rows = _best_epoch(folder), checkpoint.read_history(folder)
     return max(int(row["epoch"]) for row in rows if best is not None and row["val_accuracy"] == best.accuracy)
-
-
-def _best_tensors(model: Deployed, logits: Tensor) -> dict[str, Tensor]:
-    """The report reads the logits: looking at every validation picture once more would cost what the probe does."""
-    return {**prefixed("model", model.state_dict()), **prefixed("validation", {"logits": logits})}
 
 
 def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
