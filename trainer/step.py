@@ -25,8 +25,8 @@ def take_step(
 ) -> float:
     """Move the weights by one batch at `factor` of the peak rates; return its mean loss.
 
-    images uint8 (N, H, W, 3), targets int64 (N,): this process's share of a batch of `batch_count` pictures; None where it
-    is all of it. Raises TrainerError where the loss is no number.
+    images uint8 (N, H, W, 3), targets int64 (N,): this process's share of a batch of `batch_count` pictures; None where
+    it is all of it. Raises TrainerError where the loss is no number.
     """
     config, device, world = session.run.config, session.device, session.world
     for group in optimizer.param_groups:

@@ -122,7 +122,7 @@ def test_report_is_written_without_the_pictures(hostile_run: Path, tmp_path: Pat
         "\n".join(
             line.replace(str(hostile_run.parent), str(tmp_path))
             for line in (hostile_run / "split.csv").read_text().splitlines()
-            if line.split(",")[-2] != "test"
+            if line.split(",")[-4] != "test"
         )
     )
     page = render.render(collect(moved))
