@@ -13,13 +13,14 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO
 
 import typer
 from PIL import Image
@@ -186,12 +187,25 @@ class _Server:
 @contextmanager
 def _server(model: Path, *, variant: str) -> Iterator[_Server]:
     """Start a server of one model with its defaults; stop it by its pid."""
-    command = [str(BIN / "serving"), "run", str(model.parent.parent), "--address", "127.0.0.1:0"]
+    command = [
+        str(BIN / "serving"),
+        "run",
+        str(model.parent.parent),
+        "--address",
+        "127.0.0.1:0",
+        "--http-address",
+        "off",
+    ]
     command += ["--variant", variant, "--default-model", model.parent.name, "--log-format", "json"]
     started = time.monotonic()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with tempfile.TemporaryFile("w+") as log:  # not a pipe: who does not read it stops the server when it is full
+        yield from _running(command, log, model=model, started=started)
+
+
+def _running(command: list[str], log: TextIO, *, model: Path, started: float) -> Iterator[_Server]:
+    process = subprocess.Popen(command, stderr=log, text=True)
     try:
-        address = _address(process)
+        address = _address(process, log)
         with Client(address) as client:
             client.classify([next((model / "golden").iterdir()).read_bytes()])
         yield _Server(process, address=address, start_s=time.monotonic() - started)
@@ -200,12 +214,14 @@ def _server(model: Path, *, variant: str) -> Iterator[_Server]:
         process.communicate(timeout=START_TIMEOUT_S)
 
 
-def _address(process: "subprocess.Popen[str]") -> str:
-    assert process.stderr
-    for line in process.stderr:
-        entry = json.loads(line)
-        if entry["event"] == "SERVING":
-            return f"127.0.0.1:{entry['port']}"
+def _address(process: "subprocess.Popen[str]", log: TextIO) -> str:
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until and process.poll() is None:
+        log.seek(0)
+        for line in log:
+            if line.endswith("}\n") and (entry := json.loads(line))["event"] == "SERVING":
+                return f"127.0.0.1:{entry['port']}"
+        time.sleep(0.01)
     sys.exit("the server ended before it said SERVING")
 
 

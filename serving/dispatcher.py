@@ -1,7 +1,7 @@
 """Where every door's requests meet: check the limits, find the model, hand over the pictures, await the answers.
 
 Counts what is under way, so that a shutdown can wait for it, and logs one line a request: at debug, or as a warning
-where it was refused. Knows neither grpc nor HTTP nor onnxruntime.
+where something is wrong. Knows neither grpc nor HTTP nor onnxruntime.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 
@@ -26,6 +26,8 @@ from serving.stages import RequestTrace, Tracing
 Door = Literal["classifier.v1", "inference", "http"]
 
 log = structlog.get_logger(__name__)
+# Too much at once is no fault and tells itself in the metrics: a line each would cost most when there is least time.
+_EXPECTED: Final = ("OK", "CANCELLED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class Dispatcher:
             self._metrics.requests.labels(door, name, status).inc()
             self._metrics.request_seconds.labels(door, name).observe(seconds)
             facts = {"door": door, "model": name, "pictures": picture_count, "ms": round(1000 * seconds, 1)}
-            if status in ("OK", "CANCELLED"):
+            if status in _EXPECTED:
                 log.debug("request", status=status, **facts)
             else:
                 log.warning("request", status=status, reason=reason, **facts)
