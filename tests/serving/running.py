@@ -91,7 +91,13 @@ class Load:
 
     def __init__(self):
         self.versions, self.failures, self.calls = [], [], 0
-        self.stopping = threading.Event()
+        self.stopping, self.threads = threading.Event(), []
+
+    def stop(self):
+        """Let the calls under way end, and make no more."""
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(LIMIT_S)
 
     @property
     def seen(self):
@@ -116,15 +122,13 @@ def load(call, *, callers=3):
                 running.failures.append(error)
             running.calls += 1
 
-    threads = [threading.Thread(target=loop, daemon=True) for _ in range(callers)]
-    for thread in threads:
+    running.threads = [threading.Thread(target=loop, daemon=True) for _ in range(callers)]
+    for thread in running.threads:
         thread.start()
     try:
         yield running
     finally:
-        running.stopping.set()
-        for thread in threads:
-            thread.join(LIMIT_S)
+        running.stop()
     assert running.calls
     assert not running.failures, running.failures
 

@@ -54,7 +54,7 @@ def roll(models, ports, *options, calls):
                 with server(second) as new_second:
                     port(new_second)
                     running.more()
-                    running.stopping.set()
+                    running.stop()  # before the servers are killed
 
 
 def end(started, running):
