@@ -19,8 +19,8 @@ def test_figures_of_a_hand_made_case() -> None:
     result = evaluate(probabilities, targets, ("a", "b"))
     assert result.headlines["top-1"].value == 0.75
     assert result.confusion == ((1, 1), (0, 2))
-    assert (result.classes[0].precision, result.classes[0].recall) == (1.0, 0.5)
-    assert result.classes[1].f1 == pytest.approx(0.8)
+    assert (result.classes[0].precision, result.classes[0].recall) == (wilson(1, 1), wilson(1, 2))
+    assert result.classes[1].f1.value == pytest.approx(0.8)
     assert result.headlines["macro-F1"].value == pytest.approx((2 / 3 + 0.8) / 2)
     assert "top-5" not in result.headlines
     assert log_loss(probabilities, targets) == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.7]).mean())
