@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 console = Console(soft_wrap=True, highlight=False)
 BIN = Path(sys.executable).parent
 DIGITS_OPTIONS = (  # 28-pixel digits: small input, no flips: minutes instead of an hour
-    *("--image-size", "64", "--epochs", "3", "--batch-size", "64"),
+    *("--image-size", "64", "--epochs", "4", "--batch-size", "64"),
     *("--lr", "2e-3", "--body-lr-factor", "1"),  # pen strokes are far from ImageNet
     *("--augment", "none", "--rotate-deg", "10", "--translate", "0.08"),
 )
