@@ -8,25 +8,22 @@ ceiling's.
 
 import json
 import os
-import re
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Final, TextIO
+from typing import Annotated, Final
 
 import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.server_process import ServerProcess, running_server
 from bundle.preprocess import load_input
 from bundle.repository import load_bundle
 from serving.client import Client
@@ -36,7 +33,6 @@ BIN: Final = Path(sys.executable).parent
 CAMERA_PX: Final = (4000, 3000)
 CAMERA_PICTURES: Final = 40
 VARIANTS: Final = ("fp32", "int8")
-START_TIMEOUT_S: Final = 60
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -103,12 +99,17 @@ def _round(
             key=lambda figures: float(figures["pictures_per_s"]),
         )
         alone = _in_process("ceiling", model, paths, *options, seconds=seconds / 2)
-        with _server(model, variant=variant) as server:
-            many = server.load(paths, "--concurrency", "16", seconds=seconds)
-            few = server.load(paths, "--concurrency", "4", seconds=seconds)
-            one = server.load(paths, "--concurrency", "1", seconds=seconds)
-            best = server.best_labels(paths)
-            over = server.load(paths, "--rate", str(2 * many["pictures_per_s"]), seconds=seconds)
+        options = ("--variant", variant, "--default-model", model.parent.name)
+        began = time.monotonic()
+        with running_server(model.parent.parent, *options) as server:
+            loaded = _Loaded(server)
+            loaded.best_labels(paths[:1])
+            first_answer_s = time.monotonic() - began
+            many = loaded.load(paths, "--concurrency", "16", seconds=seconds)
+            few = loaded.load(paths, "--concurrency", "4", seconds=seconds)
+            one = loaded.load(paths, "--concurrency", "1", seconds=seconds)
+            best = loaded.best_labels(paths)
+            over = loaded.load(paths, "--rate", str(2 * many["pictures_per_s"]), seconds=seconds)
             resident_mb = server.resident_mb()
         equal = sum(here == there for here, there in zip(best, plain["best"], strict=True))
         yield f"ceiling cpu {variant}", ceiling["cpu_ms_per_picture"] / many["cpu_ms_per_picture"]
@@ -128,7 +129,7 @@ def _round(
         if variant == "fp32":
             yield "goodput", over["pictures_per_s"] / many["pictures_per_s"]
             yield "refusal", over["refused_p99_ms"] or 0.0
-            yield "start", server.start_s
+            yield "start", first_answer_s
             yield "resident", resident_mb
     yield "seen plain practice pictures/s", plain["pictures_per_s"]
 
@@ -143,18 +144,16 @@ def _in_process(
     return figures
 
 
-class _Server:
-    """A server process under load."""
+class _Loaded:
+    """A server under load."""
 
-    def __init__(self, process: "subprocess.Popen[str]", *, address: str, start_s: float) -> None:
-        self._process = process
-        self.address = address
-        self.start_s = start_s
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
 
     def load(self, paths: Sequence[Path], *options: str, seconds: float) -> dict[str, float]:
         """Run the load generator as a process of its own."""
-        own_before = self._cpu_s()
-        command = [str(BIN / "serving"), "bench", *map(str, paths), "--address", self.address, "--json"]
+        before = self._cpu_s()
+        command = [str(BIN / "serving"), "bench", *map(str, paths), "--address", self._server.address, "--json"]
         done = subprocess.run(
             [*command, "--seconds", str(seconds), *options], check=False, capture_output=True, text=True
         )
@@ -162,67 +161,19 @@ class _Server:
             sys.exit(done.stderr)
         figures: dict[str, float] = json.loads(done.stdout)
         answered = figures["pictures_per_s"] * figures["seconds"]
-        figures["cpu_ms_per_picture"] = 1000 * (self._cpu_s() - own_before) / answered
+        figures["cpu_ms_per_picture"] = 1000 * (self._cpu_s() - before) / answered
         figures["load_cpu_ms_per_picture"] = 1000 * figures["cpu_s"] / answered
         return figures
 
     def best_labels(self, paths: Sequence[Path]) -> list[int]:
         """Return the index of the best label of each picture."""
-        with Client(self.address) as client:
+        with Client(self._server.address) as client:
             answers = (client.classify([path.read_bytes()], top_k=1) for path in paths)
             return [answer.results[0].predictions[0].index for answer in answers]
 
-    def resident_mb(self) -> float:
-        """Return the resident set in megabytes."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found
-        return int(found[1]) * 1024 / 1e6
-
     def _cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        fields = Path(f"/proc/{self._server.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def _server(model: Path, *, variant: str) -> Iterator[_Server]:
-    """Start a server of one model with its defaults; stop it by its pid."""
-    command = [
-        str(BIN / "serving"),
-        "run",
-        str(model.parent.parent),
-        "--address",
-        "127.0.0.1:0",
-        "--http-address",
-        "off",
-    ]
-    command += ["--variant", variant, "--default-model", model.parent.name, "--log-format", "json"]
-    started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:  # not a pipe: who does not read it stops the server when it is full
-        yield from _running(command, log, model=model, started=started)
-
-
-def _running(command: list[str], log: TextIO, *, model: Path, started: float) -> Iterator[_Server]:
-    process = subprocess.Popen(command, stderr=log, text=True)
-    try:
-        address = _address(process, log)
-        with Client(address) as client:
-            client.classify([next((model / "golden").iterdir()).read_bytes()])
-        yield _Server(process, address=address, start_s=time.monotonic() - started)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=START_TIMEOUT_S)
-
-
-def _address(process: "subprocess.Popen[str]", log: TextIO) -> str:
-    until = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < until and process.poll() is None:
-        log.seek(0)
-        for line in log:
-            if line.endswith("}\n") and (entry := json.loads(line))["event"] == "SERVING":
-                return f"127.0.0.1:{entry['port']}"
-        time.sleep(0.01)
-    sys.exit("the server ended before it said SERVING")
 
 
 def _camera(model: Path, paths: Sequence[Path]) -> Iterator[tuple[str, float]]:

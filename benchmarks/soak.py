@@ -7,15 +7,11 @@ or the server's log tells of an error that nobody foresaw.
 
 import asyncio
 import json
-import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -24,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.soak_traffic import Traffic, mixed_pictures
 from tests.serving import tiny_bundle
 
@@ -33,7 +30,6 @@ WARM_UP_SHARE: Final = 0.2
 KILL_EVERY_S: Final = 10.0
 AT_ONCE: Final = 64
 QUIET_S: Final = 90.0  # to let go of what half-open connections held
-START_S: Final = 60.0
 console = Console(width=110)
 
 
@@ -54,12 +50,14 @@ def main(
     samples: Annotated[Path | None, typer.Option(help="Write all samples here, as JSON lines.")] = None,
 ) -> None:
     """Print the table; exit 1 where anything was left over."""
-    with tempfile.TemporaryDirectory() as scratch, _server(models, Path(scratch)) as (process, log):
-        address = f"127.0.0.1:{_port(process, log)}"
-        found, quiet, traffic = asyncio.run(_soak(process, address, seconds=60 * minutes, rate=rate))
-        process.send_signal(signal.SIGTERM)
-        exit_code = process.wait(timeout=START_S)
-        unforeseen = log.read_text(encoding="utf-8").count("unforeseen error")
+    with tempfile.TemporaryDirectory() as scratch:
+        if models is None:
+            models = Path(scratch)
+            tiny_bundle.write(models)
+        with running_server(models) as server:
+            found, quiet, traffic = asyncio.run(_soak(server, seconds=60 * minutes, rate=rate))
+            exit_code = server.stop()
+            unforeseen = server.log.read_text(encoding="utf-8").count("unforeseen error")
     if samples:
         samples.write_text("".join(json.dumps(vars(sample)) + "\n" for sample in found), encoding="utf-8")
     for name, count in sorted(traffic.outcomes.items()):
@@ -69,22 +67,22 @@ def main(
 
 
 async def _soak(
-    process: "subprocess.Popen[bytes]", address: str, *, seconds: float, rate: float
+    server: ServerProcess, *, seconds: float, rate: float
 ) -> tuple[list[Sample], tuple[Sample, Sample], Traffic]:
     """Return samples, one a second; what was held while all was quiet, before and after; and the traffic."""
     started, pictures = time.monotonic(), mixed_pictures()
-    first = Traffic(address, pictures, seed=0)
+    first = Traffic(server.address, pictures, seed=0)
     for _ in range(60):  # every pool has its threads from here on
         await first.one()
     await first.channel.close(None)
-    before = await _quiet(process, started, least=None)
-    traffic, found = Traffic(address, pictures, seed=1), list[Sample]()
+    before = await _quiet(server, started, least=None)
+    traffic, found = Traffic(server.address, pictures, seed=1), list[Sample]()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_sample_every_second(process, found, until=started + seconds))
-        tasks.create_task(_kill_clients(address, traffic, until=started + seconds))
+        tasks.create_task(_sample_every_second(server, found, until=started + seconds))
+        tasks.create_task(_kill_clients(server.address, traffic, until=started + seconds))
         await _play(traffic, rate=rate, until=started + seconds)
     await traffic.channel.close(None)
-    return found, (before, await _quiet(process, started, least=before)), traffic
+    return found, (before, await _quiet(server, started, least=before)), traffic
 
 
 async def _play(traffic: Traffic, *, rate: float, until: float) -> None:
@@ -116,21 +114,21 @@ async def _kill_clients(address: str, traffic: Traffic, *, until: float) -> None
         traffic.outcomes["kill -9 in mid-stream: done"] += 1
 
 
-async def _sample_every_second(process: "subprocess.Popen[bytes]", found: list[Sample], *, until: float) -> None:
+async def _sample_every_second(server: ServerProcess, found: list[Sample], *, until: float) -> None:
     while (now := time.monotonic()) < until:
-        found.append(_sample(process.pid, now))
+        found.append(_sample(server, now))
         if len(found) % 60 == 0:
             console.print(f"{len(found) // 60} min: {found[-1]}", highlight=False)
         await asyncio.sleep(1)
 
 
-async def _quiet(process: "subprocess.Popen[bytes]", started: float, *, least: Sample | None) -> Sample:
+async def _quiet(server: ServerProcess, started: float, *, least: Sample | None) -> Sample:
     """Wait until nothing changes, or with `least` until no more is held than then; at most QUIET_S."""
     until = time.monotonic() + QUIET_S
-    last = _sample(process.pid, started)
+    last = _sample(server, started)
     while time.monotonic() < until:
         await asyncio.sleep(2)
-        now = _sample(process.pid, time.monotonic())
+        now = _sample(server, time.monotonic())
         held = (now.descriptors, now.threads)
         if held == (last.descriptors, last.threads) if least is None else held[0] <= least.descriptors:
             return now
@@ -138,14 +136,12 @@ async def _quiet(process: "subprocess.Popen[bytes]", started: float, *, least: S
     return last
 
 
-def _sample(pid: int, at_s: float) -> Sample:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    values = {key: int(value) for key, value in re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.M)}
+def _sample(server: ServerProcess, at_s: float) -> Sample:
     return Sample(
         at_s=at_s,
-        resident_mb=values["VmRSS"] * 1024 / 1e6,
-        descriptors=sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
-        threads=values["Threads"],
+        resident_mb=server.resident_mb(),
+        descriptors=sum(1 for _ in Path(f"/proc/{server.pid}/fd").iterdir()),
+        threads=server.status("Threads"),
     )
 
 
@@ -171,32 +167,6 @@ def _print(found: list[Sample], quiet: tuple[Sample, Sample], *, unforeseen: int
     console.print(f"descriptors: {before.descriptors} before, {after.descriptors} after")
     console.print(f"threads: {before.threads} before, {after.threads} after")
     return any(value > most for _, value, most in rows)
-
-
-@contextmanager
-def _server(models: Path | None, scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """Start a server that logs into a file; stop it by its pid."""
-    if models is None:
-        models = scratch / "models"
-        tiny_bundle.write(models)
-    log, command = scratch / "log", [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0"]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, "--http-address", "off", "--log-format", "json"], stderr=stderr)
-    try:
-        yield process, log
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and process.poll() is None:
-        for line in log.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}") and (entry := json.loads(line))["event"] == "SERVING":
-                return int(entry["port"])
-        time.sleep(0.05)
-    sys.exit(f"the server did not say SERVING:\n{log.read_text(encoding='utf-8')}")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,10 @@ after the other to a steady load that never retries, and prints one JSON object.
 import asyncio
 import hashlib
 import json
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +19,7 @@ import grpc
 import onnx
 import typer
 
+from benchmarks.server_process import ServerProcess, running_server
 from bundle.manifest import CONTRACT_KEY, contract_to_json
 from bundle.repository import load_bundle, write_manifest
 from protos import classifier_pb2 as pb
@@ -61,10 +57,9 @@ def main(
         home = Path(place) / "models" / model.parent.name
         home.mkdir(parents=True)
         staged.pop(0).rename(home / "1")
-        with server(home.parent) as (address, pid):
-            load = Load(data)
+        with running_server(home.parent, "--watch-s", "0.1") as server:
             figures = asyncio.run(
-                measure(load, address, pid=pid, home=home, staged=staged, concurrency=concurrency, quiet_s=quiet_s)
+                measure(Load(data), server, home=home, staged=staged, concurrency=concurrency, quiet_s=quiet_s)
             )
     typer.echo(json.dumps(asdict(figures)))
 
@@ -83,24 +78,6 @@ def renumbered(model: Path, place: Path, *, version: int) -> Path:
         variants.append(replace(variant, sha256=hashlib.sha256(data).hexdigest()))
     write_manifest(folder, replace(manifest, contract=contract, variants=tuple(variants)))
     return folder
-
-
-@contextmanager
-def server(models: Path) -> Iterator[tuple[str, int]]:
-    """Start a server that looks for versions ten times a second; give its address and pid."""
-    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--watch-s", "0.1"]
-    command += ["--http-address", "off"]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([*command, "--log-format", "json"], stderr=log)
-        try:
-            while not (found := re.search(r'"port": (\d+)', Path(f"/proc/self/fd/{log.fileno()}").read_text("utf-8"))):
-                if process.poll() is not None:
-                    sys.exit("the server ended before it said SERVING")
-                time.sleep(0.05)
-            yield f"127.0.0.1:{found[1]}", process.pid
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
 
 
 class Load:
@@ -131,10 +108,10 @@ class Load:
 
 
 async def measure(
-    load: Load, address: str, *, pid: int, home: Path, staged: Sequence[Path], concurrency: int, quiet_s: float
+    load: Load, server: ServerProcess, *, home: Path, staged: Sequence[Path], concurrency: int, quiet_s: float
 ) -> Figures:
     """Run the load, first alone, then while one version after the other appears. Raises what a call raises."""
-    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
+    async with grpc.aio.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel:
         stub = classifier_pb2_grpc.ClassifierStub(channel)
         async with asyncio.TaskGroup() as callers:
             for place in range(concurrency):
@@ -142,7 +119,7 @@ async def measure(
             await asyncio.sleep(1)
             began = time.perf_counter()
             await asyncio.sleep(quiet_s)
-            quiet, during, seconds, resident = load.latencies_ms(began), [], [], [resident_mb(pid)]
+            quiet, during, seconds, resident = load.latencies_ms(began), [], [], [round(server.resident_mb())]
             for folder in staged:
                 appeared = time.perf_counter()
                 folder.rename(home / folder.name)
@@ -152,7 +129,7 @@ async def measure(
                 seconds.append(round(time.perf_counter() - appeared, 3))
                 await asyncio.sleep(_AFTER_S)
                 during += load.latencies_ms(appeared)
-                resident.append(resident_mb(pid))
+                resident.append(round(server.resident_mb()))
             load.is_over = True
     during.sort()
     return Figures(
@@ -165,14 +142,6 @@ async def measure(
         first_answer_s=seconds,
         resident_mb=resident,
     )
-
-
-def resident_mb(pid: int) -> float:
-    """Return a process's resident set in megabytes."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found
-    return round(int(found[1]) * 1024 / 1e6)
 
 
 if __name__ == "__main__":

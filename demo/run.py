@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.server_process import running_server
 from bundle.repository import versions
 from demo import digits
 from trainer.checkpoint import read_split
@@ -35,7 +35,6 @@ DIGITS_OPTIONS = (  # 28-pixel digits: small input, no flips: minutes instead of
 DIGITS_EXPECTED = 0.97  # of the test side
 SHOWN = 10
 CLASSIFIED = 1000  # at most: they go over one command line
-START_TIMEOUT_S = 60
 
 
 def main() -> None:
@@ -71,28 +70,13 @@ def _step(*command: str, go_on_after: int = 0) -> None:
 def _server(models: Path) -> Iterator[str]:
     """Yield the address of a server in its own process; SIGTERM at the end, which must exit 0."""
     console.rule(f"serving run {models}", align="left")
-    command = [str(BIN / "serving"), "run", str(models), "--address", "127.0.0.1:0", "--http-address", "off"]
-    command += ["--log-format", "json"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        yield f"127.0.0.1:{_wait_for_port(server)}"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(timeout=START_TIMEOUT_S)
+    with running_server(models) as server:
+        console.print(f"SERVING on port {server.port} after {server.start_s} s")
+        yield server.address
+        code = server.stop()
         console.print(f"server stopped, exit code {code}")
     if code:
         sys.exit(code)
-
-
-def _wait_for_port(server: "subprocess.Popen[str]") -> int:
-    assert server.stderr is not None
-    for line in server.stderr:
-        event = json.loads(line) if line.startswith("{") else {}
-        if event.get("event") == "SERVING":
-            console.print(f"SERVING on port {event['port']} after {event['seconds']} s")
-            return int(event["port"])
-        console.print(line.rstrip(), markup=False)
-    sys.exit("the server ended before it was ready")
 
 
 def _classify(run: Path, data: Path, name: str, address: str) -> tuple[int, int]:

@@ -1,0 +1,82 @@
+"""A server as its own process, for programs that measure it: start it, find its port, read what it holds, end it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+PATIENCE_S: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerProcess:
+    """A server that says SERVING."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+    start_s: float  # as the server says, from its first step to SERVING
+    log: Path  # one JSON object a line
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self.process.pid
+
+    @property
+    def address(self) -> str:
+        """Where it listens for gRPC."""
+        return f"127.0.0.1:{self.port}"
+
+    def resident_mb(self) -> float:
+        """Return the resident set in megabytes."""
+        return self.status("VmRSS") * 1024 / 1e6
+
+    def status(self, field: str) -> int:
+        """Return a number of /proc/PID/status, such as VmRSS in kB or Threads."""
+        found = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"), re.M)
+        assert found
+        return int(found[1])
+
+    def stop(self) -> int:
+        """Send SIGTERM, where it still runs; return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE_S)
+
+
+@contextmanager
+def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
+    """Serve a folder on a free port without HTTP; SIGTERM at the end. Ends the program where it does not start."""
+    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0"]
+    command += ["--http-address", "off", "--log-format", "json", *options]
+    # A file, not a pipe: a server whose log nobody reads stops when the pipe is full.
+    with tempfile.NamedTemporaryFile(suffix=".log") as file:
+        process = subprocess.Popen(command, stderr=file)
+        try:
+            log = Path(file.name)
+            serving = _serving(process, log)
+            server = ServerProcess(process=process, port=serving["port"], start_s=serving["seconds"], log=log)
+            yield server
+            server.stop()
+        finally:
+            process.kill()  # where the block failed
+            process.wait()
+
+
+def _serving(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
+    """Wait for the log's line of that name."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until and process.poll() is None:
+        for line in log.read_text(encoding="utf-8").splitlines():
+            if line.endswith("}") and (entry := json.loads(line))["event"] == "SERVING":
+                return entry
+        time.sleep(0.01)
+    sys.exit(f"the server did not say SERVING:\n{log.read_text(encoding='utf-8')}")
