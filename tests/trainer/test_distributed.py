@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from trainer import runs, train
 from trainer.config import FitConfig
 from trainer.distributed import World
+from trainer.errors import ConfigError
 
 from .pictures import make_folder
 
@@ -176,3 +177,22 @@ def test_every_picture_is_evaluated(count: int, size: int) -> None:
     places = [World(rank=rank, size=size).places(count) for rank in range(size)]
     assert len({len(part) for part in places}) == 1
     assert list(chain.from_iterable(places))[:count] == list(range(count))
+
+
+class Claimed(World):
+    """Says that there are two processes, and is alone: enough for what is refused before they talk."""
+
+    def from_first(self, decide):  # type: ignore[no-untyped-def, override]
+        return decide()
+
+
+def test_what_is_for_one_process_is_refused_at_the_start_and_at_resume(tmp_path: Path) -> None:
+    """Clocks and candidates on disk decide there: two processes would decide differently and wait for ever."""
+    data, run = make_folder(tmp_path / "data", count=10), tmp_path / "run"
+    config = replace(CONFIG, accumulate=2)
+    with pytest.raises(ConfigError, match="for one process"):
+        runs.begin(data, run, config, world=Claimed(size=2))
+    assert not run.exists()
+    runs.begin(data, run, config)
+    with pytest.raises(ConfigError, match="for one process"):
+        runs.resume(run, world=Claimed(size=2))
