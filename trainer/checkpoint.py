@@ -198,6 +198,11 @@ def read_history(folder: Path) -> list[dict[str, float | int | str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def best_first(history: list[dict[str, float | int | str]]) -> list[dict[str, float | int | str]]:
+    """Return the lines of a history by validation accuracy, among equals by log-loss."""
+    return sorted(history, key=lambda row: (-float(row["val_accuracy"]), float(row["val_log_loss"])))
+
+
 def best_tensors(model: dict[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
     """Return what `best` holds. The report reads the logits: a look at every picture would cost what the probe does."""
     return {**prefixed("model", model), **prefixed("validation", {"logits": logits})}

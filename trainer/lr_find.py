@@ -15,12 +15,11 @@ import torch
 from matplotlib.figure import Figure
 
 from trainer import runs
-from trainer.augment import resolve
 from trainer.config import FitConfig
 from trainer.decoded import decoded_folder
 from trainer.errors import DataError, TrainerError
 from trainer.optim import make_optimizer, set_batchnorm
-from trainer.pictures import EpochBatches, TrainingPictures, derive_seed, training_loader
+from trainer.pictures import EpochBatches, derive_seed, training_loader
 from trainer.session import Session
 from trainer.step import take_step
 
@@ -70,14 +69,7 @@ def plot(found: LearningRates, path: Path) -> None:
 
 def _ramp(session: Session, *, steps: int) -> tuple[list[float], list[float]]:
     config, indices = session.run.config, session.indices("train")
-    pictures = TrainingPictures(
-        session.sides["train"],
-        indices,
-        session.run.spec,
-        augmentation=resolve(config),
-        seed=config.seed,
-        decoded=session.decoded,
-    )
+    pictures = session.training_pictures()
     optimizer = make_optimizer(session.model.classifier, config)
     set_batchnorm(session.model, frozen=config.batchnorm == "frozen")
     rates: list[float] = []

@@ -7,9 +7,8 @@ from typing import Final
 import torch
 from torch.nn import functional as F
 
-from trainer.augment import resolve
 from trainer.budget import Pace, Plan, plan_freely, plan_in_time
-from trainer.pictures import EpochBatches, TrainingPictures, steps_per_epoch, training_loader
+from trainer.pictures import EpochBatches, steps_per_epoch, training_loader
 from trainer.session import Session
 
 STEPS: Final = 4  # the first one allocates and is not counted
@@ -34,14 +33,7 @@ def measure_pace(session: Session, validation_seconds: float) -> Pace:
     """Train a copy for a few steps at the full side; neither the session's weights nor its generators move."""
     config = session.run.config
     indices = session.indices("train")
-    pictures = TrainingPictures(
-        session.sides["train"],
-        indices,
-        session.run.spec,
-        augmentation=resolve(config),
-        seed=config.seed,
-        decoded=session.decoded,
-    )
+    pictures = session.training_pictures()
     batches = EpochBatches(indices=tuple(indices), batch_size=config.batch_size, seed=config.seed, epoch=0)
     loader = iter(training_loader(pictures, batches, workers=0, pin=False))
     model = copy.deepcopy(session.model).train()

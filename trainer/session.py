@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from trainer import checkpoint
+from trainer.augment import resolve
 from trainer.backbones import build
 from trainer.checkpoint import Run, Score, State, part
 from trainer.data import Picture, Side
 from trainer.distributed import World
 from trainer.network import Deployed, Device, all_features, all_logits
 from trainer.optim import inverse_frequency
-from trainer.pictures import EvaluationPictures, Sample, evaluation_loader
+from trainer.pictures import EvaluationPictures, Sample, TrainingPictures, evaluation_loader
 from trainer.progress import Progress
 
 EVALUATION_BATCH: Final = 32
@@ -64,6 +65,18 @@ class Session:
         own = tuple(self.sides[side][place] for place in places)
         pictures = EvaluationPictures(own, [indices[place] for place in places], self.run.spec, decoded=self.decoded)
         return evaluation_loader(pictures, batch_size=EVALUATION_BATCH, workers=self.run.config.workers)
+
+    def training_pictures(self, *, train_px: int | None = None) -> TrainingPictures:
+        """Return the training side as it is augmented, at another side in pixels where one is given."""
+        return TrainingPictures(
+            self.sides["train"],
+            self.indices("train"),
+            self.run.spec,
+            augmentation=resolve(self.run.config),
+            seed=self.run.config.seed,
+            train_px=train_px,
+            decoded=self.decoded,
+        )
 
     def logits(self, side: Side) -> tuple[Tensor, Tensor]:
         """Return float32 logits (N, C) and int64 targets (N,) of a side, on the CPU of every process."""

@@ -67,9 +67,7 @@ def _mean(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _ranking(folder: Path) -> list[int]:
     """Return the epochs, the best first."""
-    rows = checkpoint.read_history(folder)
-    rows.sort(key=lambda row: (-float(row["val_accuracy"]), float(row["val_log_loss"])))
-    return [int(row["epoch"]) for row in rows]
+    return [int(row["epoch"]) for row in checkpoint.best_first(checkpoint.read_history(folder))]
 
 
 def _path(folder: Path, epoch: int) -> Path:

@@ -33,7 +33,6 @@ from trainer.pace import make_plan
 from trainer.pictures import (
     EpochBatches,
     TimedBatches,
-    TrainingPictures,
     derive_seed,
     steps_per_epoch,
     training_loader,
@@ -158,15 +157,7 @@ def _epoch(
         balanced=config.balanced_sampling,
     )
     augmentation = resolve(config)
-    pictures = TrainingPictures(
-        session.sides["train"],
-        list(indices),
-        session.run.spec,
-        augmentation=augmentation,
-        seed=config.seed,
-        train_px=plan.epoch_px[epoch],
-        decoded=session.decoded,
-    )
+    pictures = session.training_pictures(train_px=plan.epoch_px[epoch])
     has_mixing = bool(augmentation.mixup or augmentation.cutmix)
     shared = SharedBatches(batches=batches, world=session.world, with_neighbour=has_mixing)
     loader = TimedBatches(
@@ -260,17 +251,14 @@ def _last_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _best_epoch(folder: Path) -> Score | None:
-    scores = [
-        Score(accuracy=float(row["val_accuracy"]), log_loss=float(row["val_log_loss"]))
-        for row in checkpoint.read_history(folder)
-    ]
-    return max(scores, key=lambda score: (score.accuracy, -score.log_loss), default=None)
+    rows = checkpoint.best_first(checkpoint.read_history(folder))
+    return Score(accuracy=float(rows[0]["val_accuracy"]), log_loss=float(rows[0]["val_log_loss"])) if rows else None
 
 
 def _best_epoch_number(folder: Path) -> int:
     """Return the best epoch of fine-tuning: patience counts from there, whether or not it beat the probe."""
-    best, rows = _best_epoch(folder), checkpoint.read_history(folder)
-    return max(int(row["epoch"]) for row in rows if best is not None and row["val_accuracy"] == best.accuracy)
+    rows = checkpoint.best_first(checkpoint.read_history(folder))
+    return max(int(row["epoch"]) for row in rows if row["val_accuracy"] == rows[0]["val_accuracy"])
 
 
 def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from bundle import __version__
 from bundle.manifest import Interval
+from trainer import checkpoint
 from trainer.metrics import wilson
 from trainer.progress import Progress
 from trainer.report import plots
@@ -140,7 +141,7 @@ def _stages(report: Report) -> list[Stage]:
     assert probe is not None  # every run begins with one
     rows = [("linear probe", probe.accuracy, probe.log_loss, report.state.probe_seconds, "probe")]
     if report.history:
-        best = max(report.history, key=lambda row: (float(row["val_accuracy"]), -float(row["val_log_loss"])))
+        best = checkpoint.best_first(report.history)[0]
         accuracy, log_loss = float(best["val_accuracy"]), float(best["val_log_loss"])
         rows.append(("fine-tuning", accuracy, log_loss, report.fine_tune_seconds, "fine-tune"))
     return [
