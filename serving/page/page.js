@@ -88,6 +88,7 @@ function next() {
 }
 
 async function ask(job) {
+  await modelsKnown; // or the first picture would name none, which is an error where there are several
   const path = model.value ? `v1/models/${encodeURIComponent(model.value)}:classify` : "v1/classify";
   const started = performance.now();
   let answer, told;
@@ -167,4 +168,4 @@ document.addEventListener("paste", (event) => {
   else status.textContent = "There is no picture in the clipboard.";
 });
 
-showModels();
+const modelsKnown = showModels();

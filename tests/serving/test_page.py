@@ -75,6 +75,19 @@ def test_pictures_are_answered_quietly_in_both_schemes_at_any_width(browser, url
         keep(page, f"page-{scheme}-{width}")
 
 
+def test_a_picture_that_comes_before_the_models_are_known_waits_for_them(browser, url):
+    """The list is held back; the drop is answered by the model that is then chosen."""
+    page, held = browser.new_page(), []
+    page.route("**/v1/models", lambda route: held.append(route))
+    with page.expect_request("**/v1/models"):
+        page.goto(url)
+    page.evaluate(_DROP, [list(tiny_bundle.picture("green")), "early.png"])
+    expect(page.locator("#status")).to_have_text("Looking at 1 picture …")
+    held[0].continue_()
+    expect(cards(page).locator(".bars li").first).to_contain_text("green")
+    page.close()
+
+
 def test_dropped_and_pasted_pictures_are_answered(browser, url):
     """A drop anywhere; a paste, which has no file to name it; and a drop of text says so."""
     with visit(browser, url) as seen:
