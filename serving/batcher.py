@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, Literal, TypeVar
 
-from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
+from serving.admission import Admission, BatcherLimits
+from serving.errors import DeadlineExceededError, NotReadyError
 
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left to idle instances; nothing more waited
-_PACE_WEIGHT: Final = 0.1  # of the newest batch in the moving mean of seconds an item
 _NICENESS: Final = 10  # the threads that compute give way to the one that talks
 
 
@@ -46,19 +46,6 @@ class _Ready(Generic[Row, Answer]):
     ticket: _Ticket[Answer]
     make_row: Callable[[], Row]
     since: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatcherLimits:
-    """How much runs at once, and how much may wait."""
-
-    instances: int
-    prepare_threads: int  # 0: every instance prepares what it runs
-    batch_sizes: tuple[int, ...]  # ascending, the first is 1
-    max_wait_ms: float = 0.0
-    max_queue_items: int = 256
-    max_queue_bytes: int = 256 * 2**20
-    max_queue_ms: float = 1000.0  # as far as the pace of what ran before tells
 
 
 class Observer:
@@ -98,16 +85,14 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._ready: deque[_Ready[Row, Answer]] = deque()
         self._preparing = 0
         self._idle = 0
-        self._queued_items = 0
-        self._queued_bytes = 0
-        self._pace_s = 0.0  # of an instance an item, moving mean
+        self._admission = Admission(limits)
         self._is_closing = False
         self._threads: list[threading.Thread] = []
 
     @property
     def queued_items(self) -> int:
         """How many admitted items no instance has taken yet."""
-        return self._queued_items
+        return self._admission.items
 
     def start(self) -> None:
         """Start the threads."""
@@ -129,9 +114,10 @@ class Batcher(Generic[Payload, Row, Answer]):
         now = self._clock()
         tickets = [_Ticket[Answer](Future(), size_bytes, deadline, now) for size_bytes in sizes_bytes]
         with self._lock:
-            self._check_room(len(tickets), sum(sizes_bytes), time_left_s=None if deadline is None else deadline - now)
-            self._queued_items += len(tickets)
-            self._queued_bytes += sum(sizes_bytes)
+            if self._is_closing:
+                raise NotReadyError("the server is shutting down; send it to another one")
+            time_left_s = None if deadline is None else deadline - now
+            self._admission.enter(len(tickets), sum(sizes_bytes), time_left_s=time_left_s)
             if self._limits.prepare_threads:
                 self._incoming.extend(zip(tickets, payloads, strict=True))
                 self._has_incoming.notify(len(tickets))
@@ -158,33 +144,6 @@ class Batcher(Generic[Payload, Row, Answer]):
         for ticket in left:
             _fail(ticket, NotReadyError("the server stopped before this was run; send it to another one"))
         return not left and not any(thread.is_alive() for thread in self._threads)
-
-    def _check_room(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
-        limits, wait_s = self._limits, self._queued_items * self._pace_s / self._limits.instances
-        if self._is_closing:
-            raise NotReadyError("the server is shutting down; send it to another one")
-        if self._queued_items + item_count > limits.max_queue_items:
-            raise QueueFullError(
-                f"{self._queued_items} items wait, at most {limits.max_queue_items} may; try again later",
-                retry_after_s=wait_s,
-            )
-        if self._queued_bytes + size_bytes > limits.max_queue_bytes:
-            raise QueueFullError(
-                f"{self._queued_bytes:,} bytes wait, at most {limits.max_queue_bytes:,} may; try again later",
-                retry_after_s=wait_s,
-            )
-        if self._queued_items and 1000 * wait_s > limits.max_queue_ms:
-            raise QueueFullError(
-                f"{self._queued_items} items wait, for about {1000 * wait_s:.0f} ms, at most {limits.max_queue_ms:.0f} "
-                "may it be; try again later",
-                retry_after_s=wait_s - limits.max_queue_ms / 1000,
-            )
-        # Only behind others: an empty queue admits everything, so that a pace that is out of date is measured anew.
-        if time_left_s is not None and self._queued_items and wait_s > time_left_s:
-            raise DeadlineExceededError(
-                f"{self._queued_items} items wait, for about {1000 * wait_s:.0f} ms, the deadline leaves "
-                f"{1000 * time_left_s:.0f}; allow more time or send less"
-            )
 
     def _prepare_loop(self) -> None:
         while (entry := self._next_incoming()) is not None:
@@ -213,7 +172,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._ready.append(_Ready(ticket, partial(_same, row), self._clock()))
                 self._has_ready.notify()
             else:
-                self._leave_queue(ticket)
+                self._admission.leave(ticket.size_bytes)
             if self._is_closing:
                 self._has_ready.notify_all()
         if error is not None:
@@ -250,7 +209,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             ticket.future.set_result(answer)
         pace_s = (done - started) / len(rows)
         with self._lock:
-            self._pace_s += _PACE_WEIGHT * (pace_s - self._pace_s) if self._pace_s else pace_s
+            self._admission.note_pace(pace_s)
 
     def _rows(self, batch: list[_Ready[Row, Answer]]) -> tuple[list[_Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
@@ -304,7 +263,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         expired = []
         while self._ready and len(live) < share:
             item = self._ready.popleft()
-            self._leave_queue(item.ticket)
+            self._admission.leave(item.ticket.size_bytes)
             if self._is_late(item.ticket):
                 expired.append(item.ticket)
             elif item.ticket.future.set_running_or_notify_cancel():
@@ -312,10 +271,6 @@ class Batcher(Generic[Payload, Row, Answer]):
             else:
                 self._observer.on_drop("cancelled")
         return live, expired
-
-    def _leave_queue(self, ticket: _Ticket[Answer]) -> None:
-        self._queued_items -= 1
-        self._queued_bytes -= ticket.size_bytes
 
     def _is_late(self, ticket: _Ticket[Answer]) -> bool:
         return ticket.deadline is not None and ticket.deadline <= self._clock()

@@ -3,43 +3,33 @@
 Knows no grpc: the service turns what comes out of here into messages.
 """
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from bundle import golden
-from bundle.errors import BundleError, ImageError
+from bundle.errors import BundleError
 from bundle.manifest import Contract
-from bundle.preprocess import DecodeLimits, decode_pixels, to_input
+from bundle.preprocess import DecodeLimits
 from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, open_model
-from bundle.scores import Ranked, probabilities, rank
-from serving.batcher import Batcher, BatcherLimits
-from serving.cgroups import memory_limit_bytes, usable_cores
+from bundle.scores import Ranked, rank
+from serving.admission import BatcherLimits
+from serving.batcher import Batcher
+from serving.cgroups import usable_cores
 from serving.errors import DeadlineExceededError, InvalidRequestError, QueueFullError
-from serving.metrics import MAX_COUNTED_LABELS, Metrics, ModelMetrics
+from serving.metrics import Metrics, ModelMetrics
 from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
 from serving.settings import ServerSettings
 from serving.stages import PictureStages
+from serving.steps import Job, Payload, PictureSteps, Probabilities
 
-Picture = NDArray[np.uint8]  # (H, W, 3)
-Payload = bytes | Picture  # encoded, or already model input
-Probabilities = NDArray[np.float64]  # (C,)
 _DEFAULT_TOP_K: Final = 5
-
-
-class Job(NamedTuple):
-    """A picture on its way; `stages` where it is traced."""
-
-    image: Payload
-    stages: PictureStages | None = None
 
 
 PictureBatcher = Batcher[Job, Job, Probabilities]
@@ -152,6 +142,7 @@ def load_model(
                 provider=settings.provider,
                 intra_op_threads=plan.intra_op_threads,
             )
+            golden.replay(model)  # what serves is what was proved
     contract = model.bundle.manifest.contract
     model_metrics = metrics.model(contract.name, contract.version)
     served = ServedModel(model, _batcher(model, settings, plan=plan, metrics=model_metrics), metrics=model_metrics)
@@ -204,63 +195,9 @@ def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics:
         batch_sizes=sizes,
         max_wait_ms=settings.max_wait_ms,
         max_queue_items=settings.max_queue_images,
-        max_queue_bytes=_queue_bytes(settings),
+        max_queue_bytes=settings.queue_bytes,
         max_queue_ms=settings.max_queue_ms,
     )
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-    steps = _Steps(model, decode_limits, metrics=metrics)
+    steps = PictureSteps(model, decode_limits, metrics=metrics)
     return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics)
-
-
-def _queue_bytes(settings: ServerSettings) -> int:
-    """Return how many encoded bytes may wait: at most a quarter of the memory limit, but one message at least."""
-    limit = memory_limit_bytes()
-    allowed = settings.max_queue_bytes if limit is None else min(settings.max_queue_bytes, limit // 4)
-    return max(allowed, settings.max_message_bytes)
-
-
-class _Steps:
-    """What the batcher calls: a picture to model input, and inputs to probabilities."""
-
-    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics) -> None:
-        self._model = model
-        self._contract = model.bundle.manifest.contract
-        self._limits = limits
-        self._metrics = metrics
-        self._counts_labels = len(self._contract.labels) <= MAX_COUNTED_LABELS
-
-    def prepare(self, job: Job) -> Job:
-        """Decode and preprocess, as `bundle.preprocess.load_input` does, with a watch on both."""
-        image, stages = job
-        start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
-        if not isinstance(image, bytes):
-            return job
-        spec, started = self._contract.preprocess, time.perf_counter()
-        try:
-            picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
-        except ImageError as error:
-            self._metrics.on_image_error(error.code)
-            raise
-        decoded = time.perf_counter()
-        if stages:
-            start_ns = stages.end("decode", start_ns=start_ns)
-        row = to_input(picture, spec)
-        self._metrics.on_stage("decode", seconds=decoded - started)
-        self._metrics.on_stage("preprocess", seconds=time.perf_counter() - decoded)
-        if stages:
-            stages.end("preprocess", start_ns=start_ns)
-        return Job(row, stages)
-
-    def run(self, jobs: Sequence[Job]) -> Sequence[Probabilities]:
-        """Return (C,) probabilities for each picture."""
-        start_ns = time.time_ns()
-        pictures = np.stack([np.asarray(job.image) for job in jobs])
-        rows = list(probabilities(self._model.run(pictures), temperature=self._contract.temperature))
-        for job in jobs:
-            if job.stages:
-                job.stages.end("inference", start_ns=start_ns)
-        for row in rows:
-            best = int(row.argmax())
-            label = self._contract.labels[best] if self._counts_labels else None
-            self._metrics.on_answer(label, score=float(row[best]))
-        return rows

@@ -17,11 +17,12 @@ import structlog
 
 from bundle.errors import ImageError
 from serving.catalogue import Catalogue
-from serving.classifier import Payload, Probabilities, ServedModel
+from serving.classifier import ServedModel
 from serving.errors import InvalidRequestError, NotReadyError, status_name
 from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
+from serving.steps import Payload, Probabilities
 
 Door = Literal["classifier.v1", "inference", "http"]
 

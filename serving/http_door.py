@@ -22,13 +22,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bundle.errors import CalotypeError, ImageError
-from serving.classifier import Probabilities, ServedModel
+from serving.classifier import ServedModel
 from serving.dispatcher import Answers, Dispatcher
 from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, TryLaterError, status_name
 from serving.http_body import BodyLimits, BodyReader
 from serving.metrics import Metrics
 from serving.page import page_routes
 from serving.shelves import Entry
+from serving.steps import Probabilities
 
 HTTP_STATUS: Final = {
     "INVALID_ARGUMENT": 400,

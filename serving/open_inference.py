@@ -15,13 +15,14 @@ from bundle.errors import ImageError
 from bundle.manifest import Contract
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.classifier import Probabilities, ServedModel
+from serving.classifier import ServedModel
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError, NotReadyError, UnknownModelError, status_name
 from serving.metrics import Metrics
 from serving.service import Context, abort, in_order, log
 from serving.shelves import Entry, State
 from serving.statistics import Statistics, read_statistics
+from serving.steps import Probabilities
 from serving.tensors import INPUT_NAME, OUTPUT_NAME, classification_count, join, read_pictures, timeout_s
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

@@ -24,6 +24,7 @@ from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving.access import AccessInterceptor, check_exposure
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
+from serving.connections import connection_options
 from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
@@ -64,7 +65,9 @@ class Server:
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
         open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
         access = AccessInterceptor(self._gate, open_services=open_services)  # first: what follows remembers handlers
-        self._grpc = grpc.aio.server(options=_options(settings), interceptors=(access, RequestIds(tracing=tracing)))
+        self._grpc = grpc.aio.server(
+            options=connection_options(settings), interceptors=(access, RequestIds(tracing=tracing))
+        )
         self._dispatcher = Dispatcher(
             catalogue,
             max_images_per_request=settings.max_images_per_request,
@@ -144,7 +147,7 @@ class Server:
         limits = BodyLimits(
             max_bytes=settings.max_message_bytes,
             max_images=settings.max_images_per_request,
-            budget_bytes=settings.max_queue_bytes,
+            budget_bytes=settings.queue_bytes,
         )
         door = HttpDoor(self._dispatcher, metrics=metrics, limits=limits, is_ready=lambda: self._is_serving)
         address = http_address(settings.http_address, beside=settings.address)
@@ -242,27 +245,3 @@ def _stop_on_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return stop
-
-
-def _options(settings: ServerSettings) -> list[tuple[str, int]]:
-    options = [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
-        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-        ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never finishes its greeting: else 120 s
-        # A client that vanished without a word is noticed after 80 s, and what it waited for leaves the queue.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients behind balancers ping every 30 s
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.so_reuseport", int(settings.workers > 1)),  # else two servers on one port must fail, not share it
-    ]
-    if settings.max_connection_age_s:
-        # Connections last, so a new server behind a connection balancer would get no calls. gRPC adds 10 % of jitter
-        # itself, so that clients do not all come back at once, and lets the calls under way finish.
-        options += [
-            ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_s)),
-            ("grpc.max_connection_age_grace_ms", round(1000 * settings.drain_s)),
-        ]
-    return options

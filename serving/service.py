@@ -20,10 +20,11 @@ from google.rpc.status_pb2 import Status
 from bundle.errors import ImageError
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.classifier import Probabilities, ServedModel
+from serving.classifier import ServedModel
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError, TryLaterError, status_name
 from serving.shelves import Entry
+from serving.steps import Probabilities
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 _RETRY_MS: Final = (20, 2000)  # the shortest and longest time after which a refused client is told to try again

@@ -12,6 +12,7 @@ import typer
 
 from bundle.preprocess import DEFAULT_LIMITS
 from bundle.runtime import Choice, Provider
+from serving.cgroups import memory_limit_bytes
 from serving.errors import SettingsError
 from serving.versions import VersionPolicy, parse_pins, parse_shadows
 
@@ -62,6 +63,13 @@ class ServerSettings:
     drain_s: Annotated[float, _setting("Finish queued work for at most so many s on exit.", low=0)] = 30.0
     log_format: Annotated[Literal["console", "json"], _setting("Write log lines in this format.")] = "console"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _setting("Log from this level on.")] = "info"
+
+    @property
+    def queue_bytes(self) -> int:
+        """How many encoded bytes may wait: at most a quarter of the memory limit, but one message at least."""
+        limit = memory_limit_bytes()
+        allowed = self.max_queue_bytes if limit is None else min(self.max_queue_bytes, limit // 4)
+        return max(allowed, self.max_message_bytes)
 
     @property
     def plans_itself(self) -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 
 from bundle.errors import ImageError
 from serving.catalogue import Catalogue
-from serving.classifier import Payload, Probabilities, ServedModel
+from serving.classifier import ServedModel
 from serving.errors import ServingError
 from serving.metrics import Metrics
+from serving.steps import Payload, Probabilities
 from serving.versions import Shadowing
 
 Agreement = Literal["same", "different", "dropped", "failed"]

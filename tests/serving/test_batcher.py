@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batcher import Batcher, BatcherLimits
+from serving.admission import BatcherLimits
+from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
 
 PATIENCE_S = 20
@@ -90,7 +91,7 @@ def test_every_item_gets_its_own_answer_exactly_once(requests, instances, prepar
         else:
             assert future.result() == 2 * number
     assert sorted(answered) == sorted(id(future) for _, future in pairs)
-    assert (batcher._queued_items, batcher._queued_bytes) == (0, 0)  # the room is given back
+    assert (batcher.queued_items, batcher._admission.size_bytes) == (0, 0)  # the room is given back
 
 
 def test_bad_item_fails_alone():

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import tiny_bundle
 
-from serving.batcher import Batcher, BatcherLimits, Observer
+from serving.admission import BatcherLimits
+from serving.batcher import Batcher, Observer
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
@@ -101,7 +102,7 @@ def test_work_that_the_queue_cannot_finish_in_time_is_refused_at_the_door():
     assert ear.batches == [(1, "full", 2.0)]
 
     slow = Batcher(lambda payload: payload, run, limits=limits, clock=lambda: now[0])
-    slow._pace_s = 2.0
+    slow._admission.note_pace(2.0)
     slow.submit([1], sizes_bytes=[1], deadline=now[0] + 1.0)  # into an empty queue
     slow.submit([2, 3], sizes_bytes=[1, 1], deadline=now[0] + 5.0)
     with pytest.raises(DeadlineExceededError, match="3 items wait, for about 6000 ms"):
@@ -113,7 +114,7 @@ def test_a_queue_that_would_take_too_long_is_full():
     """The limit in time holds on a slow machine, where the limit in items does not."""
     limits = BatcherLimits(instances=2, prepare_threads=0, batch_sizes=(1,), max_queue_ms=500.0)
     batcher = Batcher(lambda payload: payload, lambda rows: rows, limits=limits, clock=lambda: 0.0)
-    batcher._pace_s = 0.4
+    batcher._admission.note_pace(0.4)
     batcher.submit([1, 2, 3], sizes_bytes=[1, 1, 1])  # into an empty queue
     with pytest.raises(QueueFullError, match="3 items wait, for about 600 ms") as caught:
         batcher.submit([4], sizes_bytes=[1])

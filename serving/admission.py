@@ -1,0 +1,71 @@
+"""Who may still join a queue: room in items, in bytes, and in time at the pace of what ran before.
+
+Counts, and refuses; whoever owns it holds a lock around every call. Knows neither threads nor clocks.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from serving.errors import DeadlineExceededError, QueueFullError
+
+_PACE_WEIGHT: Final = 0.1  # of the newest batch in the moving mean of seconds an item
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatcherLimits:
+    """How much runs at once, and how much may wait."""
+
+    instances: int
+    prepare_threads: int  # 0: every instance prepares what it runs
+    batch_sizes: tuple[int, ...]  # ascending, the first is 1
+    max_wait_ms: float = 0.0
+    max_queue_items: int = 256
+    max_queue_bytes: int = 256 * 2**20
+    max_queue_ms: float = 1000.0  # as far as the pace of what ran before tells
+
+
+class Admission:
+    """What waits, and how long it will."""
+
+    def __init__(self, limits: BatcherLimits) -> None:
+        self._limits = limits
+        self.items = 0
+        self.size_bytes = 0
+        self._pace_s = 0.0  # of an instance an item, moving mean
+
+    def enter(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
+        """Count items in, or raise QueueFullError, or DeadlineExceededError where they would wait for longer."""
+        limits, wait_s = self._limits, self.items * self._pace_s / self._limits.instances
+        if self.items + item_count > limits.max_queue_items:
+            raise QueueFullError(
+                f"{self.items} items wait, at most {limits.max_queue_items} may; try again later",
+                retry_after_s=wait_s,
+            )
+        if self.size_bytes + size_bytes > limits.max_queue_bytes:
+            raise QueueFullError(
+                f"{self.size_bytes:,} bytes wait, at most {limits.max_queue_bytes:,} may; try again later",
+                retry_after_s=wait_s,
+            )
+        # Only behind others: an empty queue admits everything, so that a pace that is out of date is measured anew.
+        if self.items and 1000 * wait_s > limits.max_queue_ms:
+            raise QueueFullError(
+                f"{self.items} items wait, for about {1000 * wait_s:.0f} ms, at most {limits.max_queue_ms:.0f} "
+                "may it be; try again later",
+                retry_after_s=wait_s - limits.max_queue_ms / 1000,
+            )
+        if self.items and time_left_s is not None and wait_s > time_left_s:
+            raise DeadlineExceededError(
+                f"{self.items} items wait, for about {1000 * wait_s:.0f} ms, the deadline leaves "
+                f"{1000 * time_left_s:.0f}; allow more time or send less"
+            )
+        self.items += item_count
+        self.size_bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        """Count one item out."""
+        self.items -= 1
+        self.size_bytes -= size_bytes
+
+    def note_pace(self, seconds: float) -> None:
+        """Hear how many seconds an instance took for an item of its newest batch."""
+        self._pace_s += _PACE_WEIGHT * (seconds - self._pace_s) if self._pace_s else seconds

@@ -1,0 +1,28 @@
+"""What a gRPC connection to the server may carry, and how long it lives."""
+
+from serving.settings import ServerSettings
+
+
+def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
+    """Return the channel arguments of the server (grpc_types.h), each with its reason."""
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never finishes its greeting: else 120 s
+        # A client that vanished without a word is noticed after 80 s, and what it waited for leaves the queue.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients behind balancers ping every 30 s
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.so_reuseport", int(settings.workers > 1)),  # else two servers on one port must fail, not share it
+    ]
+    if settings.max_connection_age_s:
+        # Connections last, so a new server behind a connection balancer would get no calls. gRPC adds 10 % of jitter
+        # itself, so that clients do not all come back at once, and lets the calls under way finish.
+        options += [
+            ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * settings.drain_s)),
+        ]
+    return options

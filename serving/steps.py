@@ -1,0 +1,76 @@
+"""What the batcher calls: one picture from its bytes to model input, and inputs together to probabilities.
+
+Counts and times both for the metrics, and for the trace of a picture that has one.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.errors import ImageError
+from bundle.preprocess import DecodeLimits, decode_pixels, to_input
+from bundle.runtime import OnnxModel
+from bundle.scores import probabilities
+from serving.metrics import MAX_COUNTED_LABELS, ModelMetrics
+from serving.stages import PictureStages
+
+Picture = NDArray[np.uint8]  # (H, W, 3)
+Payload = bytes | Picture  # encoded, or already model input
+Probabilities = NDArray[np.float64]  # (C,)
+
+
+class Job(NamedTuple):
+    """A picture on its way; `stages` where it is traced."""
+
+    image: Payload
+    stages: PictureStages | None = None
+
+
+class PictureSteps:
+    """The two steps of one model. Called from several threads at once."""
+
+    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics) -> None:
+        self._model = model
+        self._contract = model.bundle.manifest.contract
+        self._limits = limits
+        self._metrics = metrics
+        self._counts_labels = len(self._contract.labels) <= MAX_COUNTED_LABELS
+
+    def prepare(self, job: Job) -> Job:
+        """Decode and preprocess, as `bundle.preprocess.load_input` does, with a watch on both."""
+        image, stages = job
+        start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
+        if not isinstance(image, bytes):
+            return job
+        spec, started = self._contract.preprocess, time.perf_counter()
+        try:
+            picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
+        except ImageError as error:
+            self._metrics.on_image_error(error.code)
+            raise
+        decoded = time.perf_counter()
+        if stages:
+            start_ns = stages.end("decode", start_ns=start_ns)
+        row = to_input(picture, spec)
+        self._metrics.on_stage("decode", seconds=decoded - started)
+        self._metrics.on_stage("preprocess", seconds=time.perf_counter() - decoded)
+        if stages:
+            stages.end("preprocess", start_ns=start_ns)
+        return Job(row, stages)
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Probabilities]:
+        """Return (C,) probabilities for each picture."""
+        start_ns = time.time_ns()
+        pictures = np.stack([np.asarray(job.image) for job in jobs])
+        rows = list(probabilities(self._model.run(pictures), temperature=self._contract.temperature))
+        for job in jobs:
+            if job.stages:
+                job.stages.end("inference", start_ns=start_ns)
+        for row in rows:
+            best = int(row.argmax())
+            label = self._contract.labels[best] if self._counts_labels else None
+            self._metrics.on_answer(label, score=float(row[best]))
+        return rows
