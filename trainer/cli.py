@@ -48,6 +48,7 @@ def fit(
     from trainer import runs, tracking, train  # torch takes seconds to import; --help should not
     from trainer.distributed import joined
     from trainer.report.render import REPORT_NAME, try_write_report
+    from trainer.tables import print_stages
 
     if track == "mlflow":
         tracking.require_mlflow()
@@ -56,16 +57,7 @@ def fit(
         outcome = train.fit(session)
     if not world.is_first:
         return
-    table = Table("stage", "validation accuracy", "log-loss", "seconds")
-    table.add_row(
-        "linear probe", f"{outcome.probe.accuracy:.4f}", f"{outcome.probe.log_loss:.4f}", f"{outcome.seconds_probe:.1f}"
-    )
-    if outcome.fine_tuned:
-        score = outcome.fine_tuned
-        table.add_row(
-            "fine-tuned", f"{score.accuracy:.4f}", f"{score.log_loss:.4f}", f"{outcome.seconds_fine_tune:.1f}"
-        )
-    out.print(table)
+    print_stages(out, outcome)
     if outcome.fine_tuned:
         typer.echo(f"training waited {outcome.waited_share:.1%} of fine-tuning for pictures", err=True)
     if outcome.verdict:
@@ -161,7 +153,7 @@ def export(
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
-    from trainer.tables import print_calibration, print_candidates
+    from trainer.tables import print_calibration, print_candidates, print_parity
     from trainer.tracking import track_export
 
     exported = export_run(
@@ -173,12 +165,7 @@ def export(
         with_portable=portable,
         with_int8=int8,
     )
-    table = Table(
-        "runtime", "pictures", "equal top-1", "largest difference", title=f"parity with torch on {exported.held_out}"
-    )
-    for parity in exported.parity:
-        table.add_row(parity.runtime, str(parity.picture_count), str(parity.equal_top1), f"{parity.max_difference:.1e}")
-    out.print(table)
+    print_parity(out, exported.parity, held_out=exported.held_out)
     if exported.int8:
         if exported.int8.candidates:
             print_candidates(out, exported.int8.candidates)

@@ -46,7 +46,10 @@ INT8_FILE: Final = "model.int8.onnx"
 GOLDEN_COUNT: Final = 8
 PROOF_FILES: Final = 500  # all where there are fewer; at least 200 are asked for
 _FILES: Final[dict[Precision, str]] = {"fp32": ONNX_FILE, "int8": INT8_FILE}
-_LIBRARIES: Final = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "timm")
+_LIBRARIES: Final = (
+    *("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"),
+    *("pillow", "simplejpeg", "cykooz-resizer"),  # decide what a pixel is
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,32 @@ from rich.table import Column, Table
 from bundle.manifest import Candidate, Interval
 from trainer.calibration import Calibration, ClassThreshold
 from trainer.compare import Comparison, p_value
+from trainer.data import Side
 from trainer.metrics import Evaluation
+from trainer.proof import Parity
+from trainer.train import Outcome
 
 _MAX_CONFUSION: Final = 20  # classes; wider tables fit no terminal
+
+
+def print_stages(out: Console, outcome: Outcome) -> None:
+    """Print how probe and fine-tuning came out."""
+    table = Table("stage", "validation accuracy", "log-loss", "seconds")
+    stages = [("linear probe", outcome.probe, outcome.seconds_probe)]
+    if outcome.fine_tuned:
+        stages.append(("fine-tuned", outcome.fine_tuned, outcome.seconds_fine_tune))
+    for name, score, seconds in stages:
+        table.add_row(name, f"{score.accuracy:.4f}", f"{score.log_loss:.4f}", f"{seconds:.1f}")
+    out.print(table)
+
+
+def print_parity(out: Console, parity: Sequence[Parity], *, held_out: Side) -> None:
+    """Print how every runtime compares with torch."""
+    columns = ("runtime", "pictures", "equal top-1", "largest difference")
+    table = Table(*columns, title=f"parity with torch on {held_out}")
+    for row in parity:
+        table.add_row(row.runtime, str(row.picture_count), str(row.equal_top1), f"{row.max_difference:.1e}")
+    out.print(table)
 
 
 def print_candidates(out: Console, candidates: Sequence[Candidate]) -> None:
