@@ -110,8 +110,10 @@ def _fine_tune(session: Session, plan: Plan) -> None:
     model = session.model
     session.trained = session.world.wrap(model.classifier, frozen_batchnorm=config.batchnorm == "frozen")
     optimizer = make_optimizer(model.classifier, config)
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     tensors = session.world.from_first(lambda: _last_tensors(session.folder))
+    if not tensors and config.weights == "none":
+        _forget_probe(model)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if tensors:
         model.load_state_dict(part(tensors, "model"))
         average = part(tensors, "average")
@@ -134,6 +136,17 @@ def _fine_tune(session: Session, plan: Plan) -> None:
     if config.soup:
         cook(session)
     session.state = replace(session.state, finished=True)
+
+
+def _forget_probe(model: Deployed) -> None:
+    """Begin with a head of zeros: one fitted to features that nothing has trained does not survive the first batch.
+
+    BatchNorm that has seen nothing passes features through as they are, tiny, so that the probe's weights are huge; in
+    training the same features are scaled to one. MobileNetV3-Small from scratch: first loss 2e6, with zeros ln C.
+    """
+    with torch.no_grad():
+        model.classifier.head.weight.zero_()
+        model.classifier.head.bias.zero_()
 
 
 def _epoch(

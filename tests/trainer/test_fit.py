@@ -1,6 +1,7 @@
 """Training for real, small: it learns, and a killed run ends with the same bits as one that was not."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -75,6 +76,14 @@ def test_fine_tuning_beats_a_probe_on_random_features(tmp_path: Path) -> None:
     assert state.best.accuracy == best >= 0.6
     evaluation = runs.evaluate_target(tmp_path / "run", data)
     assert evaluation.picture_count == 6
+
+
+def test_training_from_scratch_begins_near_chance(tmp_path: Path) -> None:
+    """The probe's head, fitted to features that nothing has scaled, would begin with a loss of millions."""
+    data, run = make_folder(tmp_path / "data", count=10), tmp_path / "run"
+    config = FitConfig(backbone="mobilenet_v3_small", weights="none", image_size=32, epochs=1, batch_size=8, threads=1)
+    train.fit(runs.begin(data, run, config))
+    assert checkpoint.read_history(run)[0]["loss"] < 2 * math.log(3)
 
 
 def test_second_fit_into_a_run_is_refused(tmp_path: Path) -> None:
