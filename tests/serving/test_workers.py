@@ -65,9 +65,11 @@ def connection(port):
     )
 
 
-def classify(channel):
+def classify(channel, *, reconnect=False):
+    """Ask once; with `reconnect`, not before the channel has found a process again."""
     request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
-    return classifier_pb2_grpc.ClassifierStub(channel).Classify(request, timeout=PATIENCE_S)
+    stub = classifier_pb2_grpc.ClassifierStub(channel)
+    return stub.Classify(request, timeout=PATIENCE_S, wait_for_ready=reconnect)
 
 
 def counted(http_port):
@@ -120,7 +122,7 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
         assert any("UNAVAILABLE" in statuses for statuses in outcomes)
         assert any("UNAVAILABLE" not in statuses for statuses in outcomes)
         for channel in channels:
-            classify(channel)  # everyone is answered again
+            classify(channel, reconnect=True)  # everyone is answered again
             channel.close()
 
 
