@@ -73,7 +73,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
         if not (math.isfinite(request.min_score) and 0 <= request.min_score <= 1):
             raise InvalidRequestError(f"min_score: found {request.min_score}, wanted 0..1")
         answers = await self._dispatcher.classify(
-            request.images,
+            tuple(request.images),  # every look at a repeated field copies the bytes anew
             door="classifier.v1",
             model=request.model,
             version=request.version,
