@@ -1,5 +1,6 @@
 """How a client reaches a server that is closed to strangers: TLS, a certificate of its own, a token."""
 
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,20 @@ class Access:
         if credentials is None:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, credentials, options=[*options, *self._name_option()])
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return the same for HTTP; None without TLS. Raises SettingsError where a file is not what it should be."""
+        if self.tls_ca is None:
+            return None
+        if self.tls_name:
+            raise SettingsError("--tls-name: over HTTP the certificate must have the host's own name; leave it out")
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca)
+            if self.tls_cert:
+                context.load_cert_chain(self.tls_cert, self.tls_key)
+        except OSError as error:  # ssl's own errors are OSErrors
+            raise SettingsError(f"{self.tls_ca}: {error.strerror or error}; wanted PEM files") from error
+        return context
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if self.tls_ca is None:

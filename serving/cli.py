@@ -121,11 +121,13 @@ def bench(
 
 
 @app.command()
+@spread(Access)
 def top(
+    *,
+    access: Access,
     address: Annotated[
         str, typer.Option(help="Read the metrics at this host:port, of HTTP.", envvar="CALOTYPE_HTTP")
     ] = DEFAULT_HTTP_ADDRESS,
-    *,
     every: Annotated[float, typer.Option(help="Look again after so many s.", min=0.1)] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view of all since the start, and end.")] = False,
 ) -> None:
@@ -133,10 +135,10 @@ def top(
     from serving import top as view
 
     if once:
-        Console().print(view.frame(address, view.since_start(view.read(address))))
+        Console().print(view.frame(address, view.since_start(view.read(address, access))))
         return
     with suppress(KeyboardInterrupt):
-        view.watch(address, every_s=every, console=Console())
+        view.watch(address, access, every_s=every, console=Console())
 
 
 @app.command()

@@ -12,7 +12,7 @@ HEALTH_PATHS = ("/healthz", "/readyz")
 
 
 class TokenDoor:
-    """Around the HTTP application: asks the gate for every path but the open ones, the page's too."""
+    """Around the HTTP application: asks the gate for every path but the open ones."""
 
     def __init__(self, app: ASGIApp, gate: Gate, *, open_paths: tuple[str, ...]) -> None:
         self._app = app

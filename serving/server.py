@@ -38,6 +38,7 @@ from serving.metrics import Metrics
 from serving.observability import Envelope, RequestIds
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
+from serving.page import PAGE_PATHS
 from serving.plan_search import Planner
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
@@ -151,7 +152,7 @@ class Server:
         )
         door = HttpDoor(self._dispatcher, metrics=metrics, limits=limits, is_ready=lambda: self._is_serving)
         address = http_address(settings.http_address, beside=settings.address)
-        open_paths = HEALTH_PATHS if settings.open_health else ()
+        open_paths = (*PAGE_PATHS, *(HEALTH_PATHS if settings.open_health else ()))  # the page asks for a token
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
         return HttpServer(
             Envelope(app, tracing=tracing),

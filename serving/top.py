@@ -17,6 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from serving.channel import OPEN, Access
 from serving.errors import ClientError
 
 DEFAULT_HTTP_ADDRESS: Final = "localhost:8080"
@@ -79,11 +80,13 @@ class Span:
         return nan
 
 
-def read(address: str) -> Reading:
-    """Read the metrics of the server at an HTTP host:port. Raises ClientError."""
-    url = f"http://{address}/metrics"
+def read(address: str, access: Access = OPEN) -> Reading:
+    """Read the metrics of the server at an HTTP host:port. Raises ClientError, or SettingsError for a file of TLS."""
+    context = access.tls_context()
+    url = f"{'http' if context is None else 'https'}://{address}/metrics"
+    request = urllib.request.Request(url, headers=dict(access.metadata()))  # noqa: S310 -- http or https
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:  # noqa: S310 -- as above
             text = answer.read(_MAX_BYTES).decode()
         return parse(text, at_s=time.time())
     except (OSError, ValueError) as error:  # urllib's own errors are OSErrors
@@ -107,14 +110,16 @@ def since_start(reading: Reading) -> Span:
     return Span(Reading(reading.total("process_start_time_seconds"), {}), reading)
 
 
-def watch(address: str, *, every_s: float, console: Console, pause: Callable[[float], None] = time.sleep) -> None:
+def watch(
+    address: str, access: Access, *, every_s: float, console: Console, pause: Callable[[float], None] = time.sleep
+) -> None:
     """Show the server until Ctrl-C. Raises ClientError where it is not there at first; later gaps are told."""
-    before = read(address)
+    before = read(address, access)
     with Live(frame(address, since_start(before)), console=console, auto_refresh=False, screen=True) as live:
         while True:
             pause(every_s)
             try:
-                after = read(address)
+                after = read(address, access)
             except ClientError as error:
                 live.update(str(error), refresh=True)
                 continue

@@ -13,6 +13,7 @@ _FILES: Final = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+PAGE_PATHS: Final = tuple(_FILES)  # nothing in them is secret
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",

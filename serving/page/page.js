@@ -13,7 +13,7 @@ const WORDS = {
   RESOURCE_EXHAUSTED: "The server is busy.",
   UNAVAILABLE: "The server is not ready.",
   DEADLINE_EXCEEDED: "The server took too long.",
-  UNAUTHENTICATED: "The server asks for a token, which this page does not have.",
+  UNAUTHENTICATED: "The token is not valid any more; reload the page to give another.",
 };
 const AGAIN = new Set(["RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNREACHABLE", "INTERNAL"]);
 
@@ -30,10 +30,34 @@ function element(tag, text, className) {
   return made;
 }
 
+const call = (path, { headers, ...options } = {}) => {
+  const token = sessionStorage.getItem("token"); // until the tab is closed
+  return fetch(path, { ...options, headers: { ...headers, ...(token && { authorization: `Bearer ${token}` }) } });
+};
+
+function tokenGiven() {
+  const gate = byId("gate");
+  byId("refused").textContent = sessionStorage.getItem("token") ? "The server does not know this token." : "";
+  gate.hidden = false;
+  byId("token").focus();
+  return new Promise((resolve) => {
+    gate.addEventListener("submit", (event) => {
+      event.preventDefault();
+      sessionStorage.setItem("token", byId("token").value.trim());
+      gate.hidden = true;
+      resolve();
+    }, { once: true });
+  });
+}
+
 async function showModels() {
   let models;
   try {
-    const answer = await fetch("v1/models");
+    let answer = await call("v1/models");
+    while (answer.status === 401) {
+      await tokenGiven();
+      answer = await call("v1/models");
+    }
     if (!answer.ok) throw new Error(answer.statusText);
     models = (await answer.json()).models.filter((one) => one.state === "READY");
   } catch {
@@ -93,7 +117,7 @@ async function ask(job) {
   const started = performance.now();
   let answer, told;
   try {
-    answer = await fetch(path, { method: "POST", body: job.picture, headers: { "content-type": "application/octet-stream" } });
+    answer = await call(path, { method: "POST", body: job.picture, headers: { "content-type": "application/octet-stream" } });
     told = await answer.json();
   } catch {
     return showError(job, { code: "UNREACHABLE", message: "The server did not answer; is it running, or is the file too large?" });

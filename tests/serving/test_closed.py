@@ -24,11 +24,12 @@ from serving.catalogue import Catalogue
 from serving.channel import OPEN as NOTHING
 from serving.channel import Access
 from serving.classifier import load_model
-from serving.errors import SettingsError, StartupError
+from serving.errors import ClientError, SettingsError, StartupError
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.settings import ServerSettings
 from serving.tokens import new_token
+from serving.top import read
 
 OPEN = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1)
 WAIT_S = 20
@@ -323,10 +324,11 @@ def test_http_is_closed_like_grpc(models, authority, tmp_path):
 
             right = {"Authorization": f"Bearer {token}"}
             assert (await ask("/readyz"))[0] == 200
-            for path in ("/", "/metrics", "/v1/models", "/none"):
+            for path in ("/metrics", "/v1/models", "/none"):
                 status, headers, body = await ask(path, Authorization="Bearer x")
                 assert (status, headers["www-authenticate"]) == (401, "Bearer")
                 assert b"UNAUTHENTICATED" in body
+            assert (await ask("/"))[0] == 200  # the page, which asks for a token itself
             assert (await ask("/v1/models", **right))[0] == 200
             status, headers, _ = await ask("/v1/models", **right)
             assert (status, int(headers["retry-after"]) > 0) == (429, True)
@@ -337,6 +339,28 @@ def test_http_is_closed_like_grpc(models, authority, tmp_path):
             assert (await ask("/readyz", ca=other.pem))[0] == 200
 
     asyncio.run(scene())
+
+
+def test_the_live_view_shows_certificate_and_token(models, authority, tmp_path):
+    """As the other commands do; without the token it says so, and half of TLS is refused before anything is sent."""
+    (token, line), (cert, key) = new_token("alice", requests_per_s=0), authority.issue(tmp_path / "server")
+    (tmp_path / "tokens").write_text(str(line))
+    settings = replace(OPEN, tls_cert=cert, tls_key=key, tls_client_ca=authority.pem, tokens=tmp_path / "tokens")
+    own_cert, own_key = authority.issue(tmp_path / "client")
+    shown = Access(tls_ca=authority.pem, tls_cert=own_cert, tls_key=own_key, token=token)
+
+    async def scene():
+        async with serving(models, replace(settings, http_address="127.0.0.1:0")) as address:
+            reading = await asyncio.to_thread(read, address, shown)
+            assert reading.values("calotype_model_info", "model") == ["colours"]
+            with pytest.raises(ClientError, match="Unauthorized"):
+                await asyncio.to_thread(read, address, replace(shown, token="x"))
+            with pytest.raises(ClientError, match=r"certificate|CERTIFICATE|reset|EOF|closed"):
+                await asyncio.to_thread(read, address, replace(shown, tls_cert=None, tls_key=None))
+
+    asyncio.run(scene())
+    with pytest.raises(SettingsError, match="PEM"):
+        read("localhost:1", replace(shown, tls_ca=tmp_path / "tokens"))
 
 
 def test_http_in_the_open_is_asked_for_too(models):

@@ -7,6 +7,7 @@ import tiny_bundle
 from playwright.sync_api import expect
 from test_process import port, process
 
+from serving.tokens import new_token
 from tests.browser import visit
 
 pytestmark = pytest.mark.browser
@@ -158,3 +159,34 @@ def test_a_server_that_is_gone_is_said_in_words_and_can_be_tried_again(browser, 
         page.context.set_offline(False)
         page.get_by_role("button", name="Try again").click()
         expect(page.locator(".bars li").first).to_contain_text("red")
+
+
+def test_a_server_with_tokens_asks_for_one_and_keeps_it_for_the_tab(browser, tmp_path):
+    """A wrong one is told, a right one answers pictures, also after a reload; another tab knows nothing of it."""
+    tiny_bundle.write(tmp_path / "models")
+    token, line = new_token("alice", requests_per_s=0)
+    (tmp_path / "tokens").write_text(str(line))
+    options = ("--http-address", ":0", "--tokens", str(tmp_path / "tokens"))
+    with (
+        process(tmp_path / "models", *options) as started,
+        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
+    ):
+        page = seen.page
+        expect(page.locator("#token")).to_be_focused()
+        keep(page, "page-token")
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#refused")).to_have_text("The server does not know this token.")
+        page.locator("#token").fill(token)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#gate")).to_be_hidden()
+        page.locator("#files").set_input_files([upload("red")])
+        expect(page.locator(".bars li").first).to_contain_text("red")
+        page.reload()
+        expect(page.locator("#about")).to_contain_text("colours")
+        expect(page.locator("#gate")).to_be_hidden()
+        assert [line for line in seen.console if "401" not in line] == []
+        other = browser.new_page()
+        other.goto(page.url)
+        expect(other.locator("#gate")).to_be_visible()
+        other.close()
