@@ -63,7 +63,7 @@ def main(
 def ceiling(bundle: Bundle, variant: str) -> Recipe:
     """Return our own steps."""
     spec, model = bundle.manifest.contract.preprocess, open_model(bundle, precision=variant)
-    return lambda batch: model.run(np.stack([load_input(data, spec) for data in batch]))
+    return lambda batch: model.run(np.stack([load_input(data, spec) for data in batch])).logits
 
 
 def plain(bundle: Bundle) -> Recipe:

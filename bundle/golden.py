@@ -6,18 +6,17 @@ Replayed wherever a bundle is opened to be used, through that machine's own deco
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bundle.errors import GoldenError, ImageError
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import Bundle
-from bundle.runtime import Choice, OnnxModel, Provider, open_model
+from bundle.runtime import Choice, OnnxModel, Output, Provider, joined, open_model
 from bundle.scores import probabilities
 
 
-def answers(model: OnnxModel, pictures: list[bytes], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """Return logits (G, C) float32 of encoded pictures, one at a time. Raises ImageError."""
-    return np.concatenate([model.run(load_input(data, spec)[np.newaxis]) for data in pictures])
+def answers(model: OnnxModel, pictures: list[bytes], spec: PreprocessSpec) -> Output:
+    """Return logits (G, C) and similarities (G,) of encoded pictures, one at a time. Raises ImageError."""
+    return joined([model.run(load_input(data, spec)[np.newaxis]) for data in pictures])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +56,29 @@ def replay(model: OnnxModel) -> float:
     bundle, contract, variant = model.bundle, model.bundle.manifest.contract, model.variant
     source = f"{bundle.folder} ({variant.precision})"
     try:
-        found_logits = answers(model, bundle.golden_pictures(), contract.preprocess)
+        output = answers(model, bundle.golden_pictures(), contract.preprocess)
     except ImageError as error:
         raise GoldenError(f"{source}: a golden picture cannot be read: {error}") from error
     wanted_logits = np.asarray(variant.golden_logits, dtype=np.float32)
-    found = probabilities(found_logits, temperature=contract.temperature)
+    found = probabilities(output.logits, temperature=contract.temperature)
     wanted = probabilities(wanted_logits, temperature=contract.temperature)
     differences = np.abs(found - wanted).max(axis=1)
-    logit_differences = np.abs(found_logits - wanted_logits).max(axis=1)
-    rows = zip(bundle.manifest.golden, differences, logit_differences, found, wanted, strict=True)
-    for picture, difference, logit_difference, here, there in rows:
+    logit_differences = np.abs(output.logits - wanted_logits).max(axis=1)
+    likeness_differences = np.abs(output.similarity - np.asarray(variant.golden_similarity))
+    columns = (differences, logit_differences, likeness_differences, found, wanted)
+    for picture, difference, logit_difference, likeness_difference, here, there in zip(
+        bundle.manifest.golden, *columns, strict=True
+    ):
         same_label = here.argmax() == there.argmax()
         within = difference <= variant.tolerance and logit_difference <= variant.logit_tolerance
-        if not (same_label and within):  # written so that NaN fails
+        is_alike = likeness_difference <= variant.similarity_tolerance
+        if not (same_label and within and is_alike):  # written so that NaN fails
             raise GoldenError(
                 f"{source}: golden picture {picture.file} answers {contract.labels[int(here.argmax())]!r} "
                 f"({here.max():.4f}), at export {contract.labels[int(there.argmax())]!r} ({there.max():.4f}): "
                 f"difference {difference:.2g}, tolerance {variant.tolerance:.2g}; "
-                f"of logits {logit_difference:.2g}, tolerance {variant.logit_tolerance:.2g}; export the bundle again"
+                f"of logits {logit_difference:.2g}, tolerance {variant.logit_tolerance:.2g}; "
+                f"of similarity {likeness_difference:.2g}, tolerance {variant.similarity_tolerance:.2g}; "
+                "export the bundle again"
             )
     return float(differences.max())

@@ -27,6 +27,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Triple = tuple[float, float, float]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -43,6 +44,7 @@ class TensorSpec:
 
 IMAGES: Final = TensorSpec(name="images", dtype="uint8", layout="NHWC")
 LOGITS: Final = TensorSpec(name="logits", dtype="float32", layout="NC")
+SIMILARITY: Final = TensorSpec(name="similarity", dtype="float32", layout="N")  # to the training pictures, -1..1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,11 @@ class Contract:
     preprocess: PreprocessSpec
     input: TensorSpec = IMAGES
     output: TensorSpec = LOGITS
+    similarity: TensorSpec = SIMILARITY
     mean: Triple  # of the 0..1 range, RGB; for the record, since normalisation is inside the graph
     std: Triple
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    unknown_below: Annotated[float, Field(ge=0, le=1)] | None = None  # top score under which the verdict is "unknown"
+    unknown_below: Cosine  # similarity under which a picture is unlike anything the model was trained on
 
     __pydantic_config__ = _STRICT
 
@@ -82,8 +85,10 @@ class Variant:
     file: FileName
     sha256: Sha256
     golden_logits: tuple[tuple[float, ...], ...]  # (G, C)
+    golden_similarity: tuple[Cosine, ...]  # (G,)
     tolerance: Annotated[float, Field(gt=0, le=1)]  # largest allowed difference of a golden probability
     logit_tolerance: Annotated[float, Field(gt=0)]  # the same of a logit: saturated probabilities hide a skew
+    similarity_tolerance: Annotated[float, Field(gt=0, le=1)]  # the same of a similarity
     accuracy: Interval | None = None
     latency_ms: Annotated[float, Field(gt=0)] | None = None  # one picture, one thread, on the exporting machine
 
@@ -270,6 +275,10 @@ def _check_consistency(manifest: Manifest, source: str) -> None:
         (any(not 0 < value <= 1 for value in contract.std), f"contract.std: found {contract.std}, wanted 0..1, not 0"),
         (contract.input != IMAGES, f"contract.input: found {contract.input}, wanted {IMAGES}"),
         (contract.output != LOGITS, f"contract.output: found {contract.output}, wanted {LOGITS}"),
+        (
+            contract.similarity != SIMILARITY,
+            f"contract.similarity: found {contract.similarity}, wanted {SIMILARITY}",
+        ),
         (not (manifest.variants or manifest.twins), "variants and twins: found none, wanted at least one model file"),
         (
             len({variant.precision for variant in manifest.variants}) != len(manifest.variants),
@@ -290,6 +299,13 @@ def _check_consistency(manifest: Manifest, source: str) -> None:
             [len(row) for row in variant.golden_logits] != [class_count] * len(manifest.golden)
             or not all(math.isfinite(value) for row in variant.golden_logits for value in row),
             f"variants.{variant.precision}.golden_logits: wanted {len(manifest.golden)} rows of {class_count} numbers",
+        )
+        for variant in manifest.variants
+    ]
+    problems += [
+        (
+            len(variant.golden_similarity) != len(manifest.golden),
+            f"variants.{variant.precision}.golden_similarity: wanted {len(manifest.golden)} numbers",
         )
         for variant in manifest.variants
     ]

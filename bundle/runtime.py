@@ -1,24 +1,37 @@
-"""Open a bundle's ONNX variant with onnxruntime and run it: uint8 pictures in, logits out.
+"""Open a bundle's ONNX variant with onnxruntime and run it: uint8 pictures in, logits and similarities out.
 
 Fails closed: the session runs on the provider that was asked for, or does not open at all. Threads are always set,
 because onnxruntime does not see cgroup quotas.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundle.errors import BundleError, ProviderError
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Manifest, Variant, check_embedded
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Manifest, Variant, check_embedded
 from bundle.repository import Bundle
 
 Provider = Literal["auto", "cpu", "cuda"]
 Choice = Literal["auto", "fp32", "fp16", "int8"]  # of a variant
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
+
+
+class Output(NamedTuple):
+    """What a model says of N pictures."""
+
+    logits: NDArray[np.float32]  # (N, C)
+    similarity: NDArray[np.float32]  # (N,), cosine to the training pictures, -1..1
+
+
+def joined(outputs: Sequence[Output]) -> Output:
+    """Return the outputs of several batches as one."""
+    return Output(np.concatenate([one.logits for one in outputs]), np.concatenate([one.similarity for one in outputs]))
 
 
 class OnnxModel:
@@ -34,10 +47,9 @@ class OnnxModel:
         """The execution provider that really runs the graph."""
         return "cuda" if self._session.get_providers()[0] == _CUDA else "cpu"
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return logits (N, C) float32 for uint8 (N, H, W, 3)."""
-        logits: NDArray[np.float32] = self._session.run([LOGITS.name], {IMAGES.name: images})[0]
-        return logits
+    def run(self, images: NDArray[np.uint8]) -> Output:
+        """Return logits (N, C) and similarities (N,), both float32, for uint8 (N, H, W, 3)."""
+        return run_session(self._session, images)
 
 
 def open_model(
@@ -79,6 +91,11 @@ def open_session(data: bytes, path: Path, *, provider: Provider, intra_op_thread
     return session
 
 
+def run_session(session: ort.InferenceSession, images: NDArray[np.uint8]) -> Output:
+    """Run an open session, as `OnnxModel.run` does."""
+    return Output(*session.run([LOGITS.name, SIMILARITY.name], {IMAGES.name: images}))
+
+
 def _choose_variant(manifest: Manifest, provider: Provider) -> Variant:
     fast = "fp16" if _CUDA in _providers(provider) else "int8"
     return manifest.variant(fast if any(one.precision == fast for one in manifest.variants) else "fp32")
@@ -100,7 +117,7 @@ def _check_ends(session: ort.InferenceSession, path: Path, *, crop_px: int, clas
     inputs = [(end.name, end.type, _free_batch(end.shape)) for end in session.get_inputs()]
     outputs = [(end.name, end.type, _free_batch(end.shape)) for end in session.get_outputs()]
     wanted_inputs = [(IMAGES.name, "tensor(uint8)", ["N", crop_px, crop_px, 3])]
-    wanted_outputs = [(LOGITS.name, "tensor(float)", ["N", class_count])]
+    wanted_outputs = [(LOGITS.name, "tensor(float)", ["N", class_count]), (SIMILARITY.name, "tensor(float)", ["N"])]
     if inputs != wanted_inputs or outputs != wanted_outputs:
         raise BundleError(
             f"{path}: the graph maps {inputs} to {outputs}, wanted {wanted_inputs} to {wanted_outputs}; "

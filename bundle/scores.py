@@ -41,9 +41,10 @@ def rank(
     )
 
 
-def is_unknown(row: NDArray[np.float64], unknown_below: float | None) -> bool:
-    """Say whether one row of probabilities (C,) looks like none of the labels: its largest is below the threshold.
+def is_unknown(similarity: np.float32, *, unknown_below: float) -> bool:
+    """Say whether a picture is unlike all that the model was trained on; the threshold is `Contract.unknown_below`.
 
-    The threshold is `Contract.unknown_below`; without one nothing is unknown.
+    Asked of the picture's features, not of its scores: softmax must give its whole to the labels that there are, and is
+    often sure of one in a picture of something else.
     """
-    return unknown_below is not None and float(row.max()) < unknown_below
+    return float(similarity) < unknown_below

@@ -33,8 +33,9 @@ def main(address: str, models: Path, pictures: list[Path]) -> None:
 def _compare(client: Client, model: OnnxModel, data: bytes) -> str:
     """Return the label and score on which both sides agree; exits where they do not."""
     contract, tolerance = model.bundle.manifest.contract, model.variant.tolerance
-    (logits,) = golden.answers(model, [data], contract.preprocess)
-    wanted = dict(zip(contract.labels, probabilities(logits, temperature=contract.temperature), strict=True))
+    output = golden.answers(model, [data], contract.preprocess)
+    scores = probabilities(output.logits[0], temperature=contract.temperature)
+    wanted = dict(zip(contract.labels, scores, strict=True))
 
     answer = client.classify([data], model=contract.name, top_k=len(wanted), timeout_s=30)
     (result,) = answer.results

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/classifier.proto\x12\rclassifier.v1\"c\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x11\n\tmin_score\x18\x05 \x01(\x02\"_\n\x10\x43lassifyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.classifier.v1.ImageResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"g\n\x0bImageResult\x12.\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x19.classifier.v1.Prediction\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.classifier.v1.ImageError\"9\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\xdf\x01\n\nImageError\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.classifier.v1.ImageError.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x91\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45MPTY\x10\x01\x12\x10\n\x0cNOT_AN_IMAGE\x10\x02\x12\x16\n\x12UNSUPPORTED_FORMAT\x10\x03\x12\r\n\tTRUNCATED\x10\x04\x12\x0b\n\x07\x43ORRUPT\x10\x05\x12\x13\n\x0fTOO_MANY_PIXELS\x10\x06\x12\r\n\tTOO_LARGE\x10\x07\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.classifier.v1.Model\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xab\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.classifier.v1.Model.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x31\n\npreprocess\x18\x06 \x01(\x0b\x32\x1d.classifier.v1.PreprocessSpec\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64igest\x18\t \x01(\t\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"`\n\x0ePreprocessSpec\x12\x11\n\tresize_px\x18\x01 \x01(\r\x12\x0f\n\x07\x63rop_px\x18\x02 \x01(\r\x12\x15\n\rinterpolation\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x63ode_rule\x18\x04 \x01(\t2\xc5\x02\n\nClassifier\x12K\n\x08\x43lassify\x12\x1e.classifier.v1.ClassifyRequest\x1a\x1f.classifier.v1.ClassifyResponse\x12U\n\x0e\x43lassifyStream\x12\x1e.classifier.v1.ClassifyRequest\x1a\x1f.classifier.v1.ClassifyResponse(\x01\x30\x01\x12Q\n\nListModels\x12 .classifier.v1.ListModelsRequest\x1a!.classifier.v1.ListModelsResponse\x12@\n\x08GetModel\x12\x1e.classifier.v1.GetModelRequest\x1a\x14.classifier.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/classifier.proto\x12\rclassifier.v1\"c\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06images\x18\x03 \x03(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x11\n\tmin_score\x18\x05 \x01(\x02\"_\n\x10\x43lassifyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.classifier.v1.ImageResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"x\n\x0bImageResult\x12.\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x19.classifier.v1.Prediction\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.classifier.v1.ImageError\x12\x0f\n\x07unknown\x18\x03 \x01(\x08\"9\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\xdf\x01\n\nImageError\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.classifier.v1.ImageError.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x91\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45MPTY\x10\x01\x12\x10\n\x0cNOT_AN_IMAGE\x10\x02\x12\x16\n\x12UNSUPPORTED_FORMAT\x10\x03\x12\r\n\tTRUNCATED\x10\x04\x12\x0b\n\x07\x43ORRUPT\x10\x05\x12\x13\n\x0fTOO_MANY_PIXELS\x10\x06\x12\r\n\tTOO_LARGE\x10\x07\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.classifier.v1.Model\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xc2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.classifier.v1.Model.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x31\n\npreprocess\x18\x06 \x01(\x0b\x32\x1d.classifier.v1.PreprocessSpec\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x11\n\tprecision\x18\x08 \x01(\t\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x15\n\runknown_below\x18\n \x01(\x01\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"`\n\x0ePreprocessSpec\x12\x11\n\tresize_px\x18\x01 \x01(\r\x12\x0f\n\x07\x63rop_px\x18\x02 \x01(\r\x12\x15\n\rinterpolation\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x63ode_rule\x18\x04 \x01(\t2\xc5\x02\n\nClassifier\x12K\n\x08\x43lassify\x12\x1e.classifier.v1.ClassifyRequest\x1a\x1f.classifier.v1.ClassifyResponse\x12U\n\x0e\x43lassifyStream\x12\x1e.classifier.v1.ClassifyRequest\x1a\x1f.classifier.v1.ClassifyResponse(\x01\x30\x01\x12Q\n\nListModels\x12 .classifier.v1.ListModelsRequest\x1a!.classifier.v1.ListModelsResponse\x12@\n\x08GetModel\x12\x1e.classifier.v1.GetModelRequest\x1a\x14.classifier.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYRESPONSE']._serialized_start=143
   _globals['_CLASSIFYRESPONSE']._serialized_end=238
   _globals['_IMAGERESULT']._serialized_start=240
-  _globals['_IMAGERESULT']._serialized_end=343
-  _globals['_PREDICTION']._serialized_start=345
-  _globals['_PREDICTION']._serialized_end=402
-  _globals['_IMAGEERROR']._serialized_start=405
-  _globals['_IMAGEERROR']._serialized_end=628
-  _globals['_IMAGEERROR_CODE']._serialized_start=483
-  _globals['_IMAGEERROR_CODE']._serialized_end=628
-  _globals['_LISTMODELSREQUEST']._serialized_start=630
-  _globals['_LISTMODELSREQUEST']._serialized_end=649
-  _globals['_LISTMODELSRESPONSE']._serialized_start=651
-  _globals['_LISTMODELSRESPONSE']._serialized_end=709
-  _globals['_GETMODELREQUEST']._serialized_start=711
-  _globals['_GETMODELREQUEST']._serialized_end=760
-  _globals['_MODEL']._serialized_start=763
-  _globals['_MODEL']._serialized_end=1062
-  _globals['_MODEL_STATE']._serialized_start=982
-  _globals['_MODEL_STATE']._serialized_end=1062
-  _globals['_PREPROCESSSPEC']._serialized_start=1064
-  _globals['_PREPROCESSSPEC']._serialized_end=1160
-  _globals['_CLASSIFIER']._serialized_start=1163
-  _globals['_CLASSIFIER']._serialized_end=1488
+  _globals['_IMAGERESULT']._serialized_end=360
+  _globals['_PREDICTION']._serialized_start=362
+  _globals['_PREDICTION']._serialized_end=419
+  _globals['_IMAGEERROR']._serialized_start=422
+  _globals['_IMAGEERROR']._serialized_end=645
+  _globals['_IMAGEERROR_CODE']._serialized_start=500
+  _globals['_IMAGEERROR_CODE']._serialized_end=645
+  _globals['_LISTMODELSREQUEST']._serialized_start=647
+  _globals['_LISTMODELSREQUEST']._serialized_end=666
+  _globals['_LISTMODELSRESPONSE']._serialized_start=668
+  _globals['_LISTMODELSRESPONSE']._serialized_end=726
+  _globals['_GETMODELREQUEST']._serialized_start=728
+  _globals['_GETMODELREQUEST']._serialized_end=777
+  _globals['_MODEL']._serialized_start=780
+  _globals['_MODEL']._serialized_end=1102
+  _globals['_MODEL_STATE']._serialized_start=1022
+  _globals['_MODEL_STATE']._serialized_end=1102
+  _globals['_PREPROCESSSPEC']._serialized_start=1104
+  _globals['_PREPROCESSSPEC']._serialized_end=1200
+  _globals['_CLASSIFIER']._serialized_start=1203
+  _globals['_CLASSIFIER']._serialized_end=1528
 # @@protoc_insertion_point(module_scope)

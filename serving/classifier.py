@@ -1,4 +1,4 @@
-"""One served model: a proved bundle, its open session and its batcher. Encoded pictures in, probabilities out.
+"""One served model: a proved bundle, its open session and its batcher. Encoded pictures in, verdicts out.
 
 Knows no grpc: the service turns what comes out of here into messages.
 """
@@ -27,12 +27,12 @@ from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
 from serving.settings import ServerSettings
 from serving.stages import PictureStages
-from serving.steps import Job, Payload, PictureSteps, Probabilities
+from serving.steps import Job, Payload, PictureSteps, Probabilities, Verdict
 
 _DEFAULT_TOP_K: Final = 5
 
 
-PictureBatcher = Batcher[Job, Job, Probabilities]
+PictureBatcher = Batcher[Job, Job, Verdict]
 
 log = structlog.get_logger(__name__)
 
@@ -64,8 +64,8 @@ class ServedModel:
         *,
         deadline: float | None = None,
         stages: Sequence[PictureStages] | None = None,
-    ) -> list[Future[Probabilities]]:
-        """Admit all pictures or none; each future gets (C,) probabilities, or the picture's own ImageError.
+    ) -> list[Future[Verdict]]:
+        """Admit all pictures or none; each future gets a verdict, or the picture's own ImageError.
 
         A picture is encoded bytes, or uint8 (crop_px, crop_px, 3). `deadline` is a time of time.monotonic(). `stages`
         gets the times of each picture. Raises InvalidRequestError, QueueFullError, DeadlineExceededError or

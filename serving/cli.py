@@ -216,8 +216,10 @@ def _print_answers(images: list[Path], answers: list[Classification]) -> None:
         result = answer.results[0]
         if result.error:
             table.add_row(str(path), f"{result.error.code}: {result.error.message}", "")
+        if result.unknown:
+            table.add_row(str(path), "unknown, perhaps", "")
         for place, one in enumerate(result.predictions):
-            table.add_row("" if place else str(path), one.label, f"{one.score:.4f}")
+            table.add_row("" if place or result.unknown else str(path), one.label, f"{one.score:.4f}")
     Console().print(table)
 
 

@@ -72,6 +72,7 @@ class Result:
     """What one picture got: predictions, best first, or an error."""
 
     predictions: tuple[Prediction, ...] = ()
+    unknown: bool = False  # unlike anything that the model was trained on
     error: PictureError | None = None
 
 
@@ -96,6 +97,7 @@ class ModelInfo:
     provider: str
     precision: str
     digest: str
+    unknown_below: float  # similarity to the training pictures under which one is unknown, -1..1
 
 
 class Client:
@@ -206,7 +208,8 @@ def _result(result: pb.ImageResult) -> Result:
         code = pb.ImageError.Code.Name(result.error.code)
         return Result(error=PictureError(code=code, message=result.error.message))
     return Result(
-        predictions=tuple(Prediction(index=one.index, label=one.label, score=one.score) for one in result.predictions)
+        predictions=tuple(Prediction(index=one.index, label=one.label, score=one.score) for one in result.predictions),
+        unknown=result.unknown,
     )
 
 
@@ -221,6 +224,7 @@ def _models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
             provider=model.provider,
             precision=model.precision,
             digest=model.digest,
+            unknown_below=model.unknown_below,
         )
         for model in response.models
     )

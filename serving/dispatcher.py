@@ -22,7 +22,7 @@ from serving.errors import InvalidRequestError, NotReadyError, status_name
 from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
-from serving.steps import Payload, Probabilities
+from serving.steps import Payload, Verdict
 
 Door = Literal["classifier.v1", "inference", "http"]
 
@@ -36,7 +36,7 @@ class Answers:
     """What came of one request's pictures, in their order, and the model that answered."""
 
     model: ServedModel
-    outcomes: tuple[Probabilities | ImageError, ...]
+    outcomes: tuple[Verdict | ImageError, ...]
 
 
 class Dispatcher:
@@ -101,7 +101,7 @@ class Dispatcher:
         names: list[str],
         deadline: float | None,
         trace: RequestTrace | None,
-    ) -> tuple[ServedModel, list[Future[Probabilities]]]:
+    ) -> tuple[ServedModel, list[Future[Verdict]]]:
         served = self.catalogue.find(model, version)
         names.append(served.contract.name)
         try:
@@ -154,14 +154,14 @@ class Dispatcher:
 
 def _submit(
     served: ServedModel, images: Sequence[Payload], *, deadline: float | None, trace: RequestTrace | None
-) -> list[Future[Probabilities]]:
+) -> list[Future[Verdict]]:
     if trace is None:
         return served.submit(images, deadline=deadline)
     trace.answered_by(served.contract.name, version=served.contract.version)
     return served.submit(images, deadline=deadline, stages=trace.watch(len(images)))
 
 
-def _expected(outcome: Probabilities | BaseException) -> Probabilities | ImageError:
+def _expected(outcome: Verdict | BaseException) -> Verdict | ImageError:
     if isinstance(outcome, BaseException) and not isinstance(outcome, ImageError):
         raise outcome
     return outcome

@@ -29,7 +29,7 @@ from serving.http_body import BodyLimits, BodyReader
 from serving.metrics import Metrics
 from serving.page import page_routes
 from serving.shelves import Entry
-from serving.steps import Probabilities
+from serving.steps import Verdict
 
 HTTP_STATUS: Final = {
     "INVALID_ARGUMENT": 400,
@@ -187,11 +187,12 @@ def _answer_record(answers: Answers, question: Question) -> dict[str, object]:
     }
 
 
-def _result_record(outcome: Probabilities | ImageError, model: ServedModel, question: Question) -> dict[str, object]:
+def _result_record(outcome: Verdict | ImageError, model: ServedModel, question: Question) -> dict[str, object]:
     if isinstance(outcome, ImageError):
         return {"error": {"code": outcome.code, "message": str(outcome)}}
-    ranked = model.rank(outcome, top_k=question.top_k, min_score=question.min_score)
-    return {"predictions": [{"index": one.index, "label": one.label, "score": one.score} for one in ranked]}
+    ranked = model.rank(outcome.scores, top_k=question.top_k, min_score=question.min_score)
+    predictions = [{"index": one.index, "label": one.label, "score": one.score} for one in ranked]
+    return {"predictions": predictions, "unknown": outcome.unknown}
 
 
 def _model_record(entry: Entry) -> dict[str, object]:
@@ -209,6 +210,7 @@ def _model_record(entry: Entry) -> dict[str, object]:
             "provider": entry.served.provider,
             "precision": entry.served.precision,
             "digest": entry.served.digest,
+            "unknown_below": entry.served.contract.unknown_below,
         }
     return record
 

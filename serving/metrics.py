@@ -106,6 +106,9 @@ class Metrics:
             registry=registry,
         )
         self.predictions = Counter("calotype_predictions", "Best labels given.", (*_MODEL, "label"), registry=registry)
+        self.unknown = Counter(
+            "calotype_unknown", "Pictures unlike anything the model was trained on.", _MODEL, registry=registry
+        )
         self.confidence = Histogram(
             "calotype_confidence", "Score of the best label.", _MODEL, buckets=_SCORES, registry=registry
         )
@@ -131,6 +134,7 @@ class ModelMetrics(Observer):
             "preprocess": metrics.preprocess_seconds.labels(*labels),
         }
         self._confidence = metrics.confidence.labels(*labels)
+        self._unknown = metrics.unknown.labels(*labels)
         self._sizes: dict[Closing, Histogram] = {
             "full": metrics.batch_size.labels(*labels, "full"),
             "shared": metrics.batch_size.labels(*labels, "shared"),
@@ -167,10 +171,11 @@ class ModelMetrics(Observer):
         """Count pictures that were refused at the door."""
         self._metrics.rejected.labels(*self._labels, reason).inc(count)
 
-    def on_answer(self, label: str | None, *, score: float) -> None:
+    def on_answer(self, label: str | None, *, score: float, unknown: bool) -> None:
         """Count an answered picture by its best label; None where the model has too many of them."""
         self._answered.inc()
         self._confidence.observe(score)
+        self._unknown.inc(unknown)
         if label is not None:
             self._metrics.predictions.labels(*self._labels, label).inc()
 

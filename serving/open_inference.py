@@ -22,7 +22,7 @@ from serving.metrics import Metrics
 from serving.service import Context, abort, in_order, log
 from serving.shelves import Entry, State
 from serving.statistics import Statistics, read_statistics
-from serving.steps import Probabilities
+from serving.steps import Probabilities, Verdict
 from serving.tensors import INPUT_NAME, OUTPUT_NAME, classification_count, join, read_pictures, timeout_s
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -182,13 +182,13 @@ def _sooner(first_s: float | None, second_s: float | None) -> float | None:
     return min((one for one in (first_s, second_s) if one is not None), default=None)
 
 
-def _rows(outcomes: Sequence[Probabilities | ImageError]) -> list[Probabilities]:
+def _rows(outcomes: Sequence[Verdict | ImageError]) -> list[Probabilities]:
     """Return the probabilities of all pictures. Raises InvalidRequestError for the first that could not be read."""
     rows = []
     for place, outcome in enumerate(outcomes):
         if isinstance(outcome, ImageError):
             raise InvalidRequestError(f"{INPUT_NAME}[{place}]: {outcome.code}: {outcome}")
-        rows.append(outcome)
+        rows.append(outcome.scores)
     return rows
 
 

@@ -24,7 +24,7 @@ from serving.classifier import ServedModel
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError, TryLaterError, status_name
 from serving.shelves import Entry
-from serving.steps import Probabilities
+from serving.steps import Verdict
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 _RETRY_MS: Final = (20, 2000)  # the shortest and longest time after which a refused client is told to try again
@@ -127,12 +127,13 @@ async def _outcome(answer: Callable[[Request], Coroutine[None, None, Answer]], r
         return error
 
 
-def _result(outcome: Probabilities | ImageError, model: ServedModel, request: pb.ClassifyRequest) -> pb.ImageResult:
+def _result(outcome: Verdict | ImageError, model: ServedModel, request: pb.ClassifyRequest) -> pb.ImageResult:
     if isinstance(outcome, ImageError):
         return pb.ImageResult(error=pb.ImageError(code=outcome.code, message=str(outcome)))
-    ranked = model.rank(outcome, top_k=request.top_k, min_score=request.min_score)
+    ranked = model.rank(outcome.scores, top_k=request.top_k, min_score=request.min_score)
     return pb.ImageResult(
-        predictions=[pb.Prediction(index=one.index, label=one.label, score=one.score) for one in ranked]
+        predictions=[pb.Prediction(index=one.index, label=one.label, score=one.score) for one in ranked],
+        unknown=outcome.unknown,
     )
 
 
@@ -152,6 +153,7 @@ def _model_message(entry: Entry) -> pb.Model:
         message.provider = entry.served.provider
         message.precision = entry.served.precision
         message.digest = entry.served.digest
+        message.unknown_below = entry.served.contract.unknown_below
     return message
 
 

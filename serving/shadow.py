@@ -19,7 +19,7 @@ from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
 from serving.errors import ServingError
 from serving.metrics import Metrics
-from serving.steps import Payload, Probabilities
+from serving.steps import Payload, Probabilities, Verdict
 from serving.versions import Shadowing
 
 Agreement = Literal["same", "different", "dropped", "failed"]
@@ -43,7 +43,7 @@ class Shadow:
         self._draw = draw
 
     def offer(
-        self, images: Sequence[Payload], outcomes: Sequence[Probabilities | ImageError], *, answering: ServedModel
+        self, images: Sequence[Payload], outcomes: Sequence[Verdict | ImageError], *, answering: ServedModel
     ) -> None:
         """Run a share of the answered pictures on the model's candidate too; returns at once, raises nothing."""
         shadowing = self._shadows.get(answering.contract.name)
@@ -53,7 +53,7 @@ class Shadow:
         if candidate is None or candidate is answering:
             return
         pairs = [
-            (image, outcome)
+            (image, outcome.scores)
             for image, outcome in zip(images, outcomes, strict=True)
             if not isinstance(outcome, ImageError) and _fits(image, answering, candidate)
         ]
@@ -71,14 +71,14 @@ class Shadow:
             future.add_done_callback(partial(self._compare, answer=answer, answering=answering, candidate=candidate))
 
     def _compare(
-        self, future: Future[Probabilities], *, answer: Probabilities, answering: ServedModel, candidate: ServedModel
+        self, future: Future[Verdict], *, answer: Probabilities, answering: ServedModel, candidate: ServedModel
     ) -> None:
         error = future.exception()
         if error is not None:
             self._count(candidate, "dropped" if isinstance(error, ServingError) else "failed", 1)
             return
         there, here = answering.contract.labels, candidate.contract.labels
-        row = future.result()
+        row = future.result().scores
         same = there[int(answer.argmax())] == here[int(row.argmax())]
         self._count(candidate, "same" if same else "different", 1)
         contract = candidate.contract

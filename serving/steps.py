@@ -1,4 +1,4 @@
-"""What the batcher calls: one picture from its bytes to model input, and inputs together to probabilities.
+"""What the batcher calls: one picture from its bytes to model input, and inputs together to answers.
 
 Counts and times both for the metrics, and for the trace of a picture that has one.
 """
@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 from bundle.errors import ImageError
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
 from bundle.runtime import OnnxModel
-from bundle.scores import probabilities
+from bundle.scores import is_unknown, probabilities
 from serving.metrics import MAX_COUNTED_LABELS, ModelMetrics
 from serving.stages import PictureStages
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Payload = bytes | Picture  # encoded, or already model input
 Probabilities = NDArray[np.float64]  # (C,)
+
+
+class Verdict(NamedTuple):
+    """What a model says of one picture."""
+
+    scores: Probabilities
+    unknown: bool  # unlike anything that the model was trained on
 
 
 class Job(NamedTuple):
@@ -61,16 +68,21 @@ class PictureSteps:
             stages.end("preprocess", start_ns=start_ns)
         return Job(row, stages)
 
-    def run(self, jobs: Sequence[Job]) -> Sequence[Probabilities]:
-        """Return (C,) probabilities for each picture."""
+    def run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
+        """Return a verdict on each picture."""
         start_ns = time.time_ns()
         pictures = np.stack([np.asarray(job.image) for job in jobs])
-        rows = list(probabilities(self._model.run(pictures), temperature=self._contract.temperature))
+        output = self._model.run(pictures)
+        rows = probabilities(output.logits, temperature=self._contract.temperature)
+        verdicts = [
+            Verdict(row, is_unknown(similarity, unknown_below=self._contract.unknown_below))
+            for row, similarity in zip(rows, output.similarity, strict=True)
+        ]
         for job in jobs:
             if job.stages:
                 job.stages.end("inference", start_ns=start_ns)
-        for row in rows:
-            best = int(row.argmax())
+        for scores, unknown in verdicts:
+            best = int(scores.argmax())
             label = self._contract.labels[best] if self._counts_labels else None
-            self._metrics.on_answer(label, score=float(row[best]))
-        return rows
+            self._metrics.on_answer(label, score=float(scores[best]), unknown=unknown)
+        return verdicts

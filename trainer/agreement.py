@@ -18,6 +18,7 @@ MAX_ACCURACY_DROP: Final = 0.005
 MIN_AGREEMENT: Final = 0.9  # a floor against broken graphs: among 1,000 classes about 5 % of answers change places
 
 Logits = NDArray[np.float32]
+Similarity = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,18 @@ def compare(
         mean_difference=float(np.abs(found - reference).mean()),
         objection=_objection(reference, found, targets, labels=labels, spare_pictures=spare_pictures),
     )
+
+
+def verdict_objection(reference: Similarity, found: Similarity, *, unknown_below: float) -> str:
+    """Return why a model's "unknown" verdicts must not stand for the reference's, given both similarities (N,).
+
+    One picture may change its verdict however few there are. The same threshold serves both: Lite0 on ants and bees in
+    INT8, chosen on fp32's similarities, gives 351 of 352 pictures fp32's verdict and finds as many others (95 %).
+    """
+    stays = (reference < unknown_below) == (found < unknown_below)
+    if (~stays).sum() > max(1, (1 - MIN_AGREEMENT) * len(stays)):
+        return f"only {stays.mean():.1%} of pictures stay known or unknown, wanted {MIN_AGREEMENT:.0%}"
+    return ""
 
 
 def _objection(reference: Floats, found: Floats, targets: Ints, *, labels: tuple[str, ...], spare_pictures: int) -> str:

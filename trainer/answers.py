@@ -11,7 +11,6 @@ from bundle.repository import load_bundle
 from bundle.runtime import Choice
 from bundle.scores import probabilities
 from trainer import checkpoint
-from trainer.calibration import unknown_threshold
 from trainer.config import FitConfig
 from trainer.data import Picture, is_split, load_dataset, load_labelled
 from trainer.errors import ConfigError
@@ -20,7 +19,7 @@ from trainer.network import Mirrored, all_logits, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
 from trainer.progress import Progress
 from trainer.session import EVALUATION_BATCH, restore_model
-from trainer.variants import bundle_logits
+from trainer.variants import bundle_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,7 @@ class Answers:
     labels: tuple[str, ...]
     logits: Logits
     temperature: float
-    fitted_on: str  # which pictures temperature and threshold were chosen on
-    unknown_below: float | None
+    fitted_on: str  # which pictures the temperature was chosen on
     trained_on: frozenset[str]  # sha256s, where the target knows them: a run does, a bundle does not
 
     @property
@@ -80,10 +78,9 @@ def _bundle_answers(target: Path, data: Path, *, variant: Choice) -> Answers:
     return Answers(
         pictures=pictures,
         labels=contract.labels,
-        logits=bundle_logits(bundle, pictures, precision=proved.model.variant.precision),
+        logits=bundle_output(bundle, pictures, precision=proved.model.variant.precision).logits,
         temperature=contract.temperature,
         fitted_on="validation, at export",
-        unknown_below=contract.unknown_below,
         trained_on=frozenset(),
     )
 
@@ -113,7 +110,6 @@ def _run_answers(target: Path, data: Path | None, *, tta: bool) -> Answers:
         logits=found,
         temperature=temperature,
         fitted_on=f"{len(targets)} validation pictures" + (": these" if is_validation else ""),
-        unknown_below=unknown_threshold(probabilities(validation, temperature=temperature)),
         trained_on=frozenset(picture.sha256 for picture in sides["train"]),
     )
 

@@ -21,6 +21,7 @@ from trainer.latency import interleaved_medians_ms
 from trainer.network import Deployed, choose_device
 from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.progress import Progress
+from trainer.similarity import BANK_PICTURES, Recognising
 
 _SHARE: Final = 0.15  # held out of data that is not split: only test is left alone here
 
@@ -93,10 +94,16 @@ def _measure(
     model = Deployed(backbone.model, backbone.mean, backbone.std).to(memory_format=torch.channels_last).eval()
     features = cached_features(model, backbone, choose_device("cpu", threads=0), pictures=pictures)
     contract = Contract(
-        name="baseline", version=1, labels=labels, preprocess=backbone.spec, mean=backbone.mean, std=backbone.std
+        name="baseline",
+        version=1,
+        labels=labels,
+        preprocess=backbone.spec,
+        mean=backbone.mean,
+        std=backbone.std,
+        unknown_below=-1.0,
     )
     path = folder / ONNX_FILE
-    write_onnx(model, contract, path)
+    write_onnx(Recognising(model, torch.from_numpy(features[:BANK_PICTURES])), contract, path)
     session = open_session(path.read_bytes(), path, provider="cpu", intra_op_threads=1)
     images = np.zeros((1, backbone.spec.crop_px, backbone.spec.crop_px, 3), dtype=np.uint8)
     return cross_validate(features, targets, clusters), lambda: session.run([LOGITS.name], {IMAGES.name: images})

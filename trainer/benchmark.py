@@ -146,7 +146,7 @@ def _torch_run(module: Forward, *, threads: int) -> Run:
         if torch.get_num_threads() != threads:  # one number for the whole process: set by whose turn it is
             torch.set_num_threads(threads)
         with torch.inference_mode():
-            return module(torch.from_numpy(images)).numpy()
+            return module(torch.from_numpy(images))
 
     return run
 

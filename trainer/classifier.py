@@ -42,13 +42,17 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return what enters the head, (N, F)."""
+        return self.with_features(images)[1]
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, C), and what enters the head, (N, F)."""
         caught: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
-            self.network(images)
+            logits = self(images)
         finally:
             hook.remove()
-        return caught[0]
+        return logits, caught[0]
 
 
 @dataclass(frozen=True, kw_only=True)

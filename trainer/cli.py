@@ -103,13 +103,12 @@ def evaluate(
         measured = {
             **dataclasses.asdict(evaluation),
             "calibration": dataclasses.asdict(calibration),
-            "unknown_below": answers.unknown_below,
             "thresholds": [dataclasses.asdict(row) for row in thresholds],
         }
         typer.echo(json.dumps(measured, indent=1))
         return
     print_evaluation(out, evaluation)
-    print_calibration(out, calibration, unknown_below=answers.unknown_below)
+    print_calibration(out, calibration)
     if precision:
         print_thresholds(out, thresholds, precision=precision)
 
@@ -153,7 +152,7 @@ def export(
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
-    from trainer.tables import print_calibration, print_candidates, print_parity
+    from trainer.tables import print_calibration, print_candidates, print_parity, print_unknown
     from trainer.tracking import track_export
 
     exported = export_run(
@@ -172,7 +171,8 @@ def export(
         out.print(f"{exported.int8.reason}; looked for {exported.int8.seconds:.0f} s", markup=False)
     top1 = exported.metrics["top-1"]
     out.print(f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f})")
-    print_calibration(out, exported.calibration, unknown_below=exported.unknown_below)
+    print_calibration(out, exported.calibration)
+    print_unknown(out, exported.unknown_below)
     recorded = ", recorded in MLflow" if track_export(run, exported.folder) else ""
     next_command = f"serving run {to}" if onnx or not torchscript else f"trainer export {run} --name {name} --onnx"
     out.print(f"wrote {exported.folder}{recorded}; next: {next_command}")
@@ -200,14 +200,14 @@ def predict(
     failures = 0
     for path in _files(paths):
         try:
-            logits = model.run(load_input(path.read_bytes(), contract.preprocess)[None])
+            output = model.run(load_input(path.read_bytes(), contract.preprocess)[None])
         except (ImageError, OSError) as error:
             failures += 1
             typer.echo(json.dumps({"path": str(path), "error": str(error)}) if as_json else f"{path}: {error}")
             continue
-        scores = probabilities(logits[0], temperature=contract.temperature)
+        scores = probabilities(output.logits[0], temperature=contract.temperature)
         ranked = rank(scores, contract.labels, top_k=top_k)
-        unknown = is_unknown(scores, contract.unknown_below)
+        unknown = is_unknown(output.similarity[0], unknown_below=contract.unknown_below)
         if as_json:
             predictions = [dataclasses.asdict(item) for item in ranked]
             typer.echo(json.dumps({"path": str(path), "unknown": unknown, "predictions": predictions}))

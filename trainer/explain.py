@@ -45,7 +45,7 @@ def explain(bundle: Path, image: Path) -> Explanation:
         pixels = load_input(image.read_bytes(), contract.preprocess)
     except (ImageError, OSError) as error:
         raise DataError(f"{image}: {error if isinstance(error, ImageError) else error.strerror}") from error
-    row = probabilities(model.run(pixels[np.newaxis])[0], temperature=contract.temperature)
+    row = probabilities(model.run(pixels[np.newaxis]).logits[0], temperature=contract.temperature)
     (first,) = rank(row, contract.labels, top_k=1)
     heat = occlusion(model, pixels, index=first.index)
     return Explanation(label=first.label, score=first.score, picture=overlay(pixels, heat))
@@ -87,7 +87,7 @@ def _covered(
 
 
 def _log_odds(model: OnnxModel, images: NDArray[np.uint8], index: int) -> NDArray[np.float64]:
-    logits = model.run(images).astype(np.float64)
+    logits = model.run(images).logits.astype(np.float64)
     others = np.delete(logits, index, axis=1)
     top = others.max(1)
     odds: NDArray[np.float64] = logits[:, index] - top - np.log(np.exp(others - top[:, np.newaxis]).sum(1))

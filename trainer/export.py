@@ -22,16 +22,15 @@ from bundle.manifest import (
 )
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import GOLDEN_FOLDER, file_sha256, load_bundle, new_version, write_manifest
-from bundle.runtime import open_model
+from bundle.runtime import Output, joined, open_model
 from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.calibration import Calibration, compare_temperature, unknown_threshold
 from trainer.checkpoint import Run
 from trainer.data import Picture, Side
 from trainer.errors import ConfigError, QuantizationError
-from trainer.int8_search import Evidence, Found, search
-from trainer.metrics import Ints, Logits, evaluate, fit_temperature
-from trainer.network import Deployed
+from trainer.int8_search import Evidence, Found, search, stratified
+from trainer.metrics import Ints, evaluate, fit_temperature
 from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
 from trainer.progress import Progress
@@ -39,8 +38,16 @@ from trainer.proof import Parity, prove
 from trainer.report.papers import write_papers
 from trainer.sbom import write_sbom
 from trainer.session import restore_model
+from trainer.similarity import BANK_PICTURES, Recognising, with_bank
 from trainer.twins import write_exported_program, write_torchscript
-from trainer.variants import GOLDEN_LOGIT_TOLERANCE, GOLDEN_TOLERANCE, bundle_logits, measure, with_latencies
+from trainer.variants import (
+    GOLDEN_LOGIT_TOLERANCE,
+    GOLDEN_SIMILARITY_TOLERANCE,
+    GOLDEN_TOLERANCE,
+    bundle_output,
+    measure,
+    with_latencies,
+)
 
 INT8_FILE: Final = "model.int8.onnx"
 GOLDEN_COUNT: Final = 8
@@ -87,8 +94,8 @@ def export(
         raise ConfigError("--int8 is made from ONNX, found --torchscript alone; add --onnx, or leave out --int8")
     run = checkpoint.read_run(run_folder)
     _, tensors = checkpoint.load(run_folder, "best")
-    model = restore_model(run, tensors).eval()
     sides = checkpoint.read_split(run_folder)
+    model = with_bank(restore_model(run, tensors), stratified(sides["train"], BANK_PICTURES), run.spec)
     held_out: Side = "test" if sides["test"] else "val"
     calibration, unknown_below = _calibrate(model, run, sides["val"], held_out=sides[held_out])
     with new_version(models, name) as (folder, version):
@@ -157,8 +164,10 @@ def _draft(
         file=ONNX_FILE,
         sha256="",
         golden_logits=tuple((0.0,) * len(contract.labels) for _ in golden),
+        golden_similarity=tuple(0.0 for _ in golden),
         tolerance=GOLDEN_TOLERANCE,
         logit_tolerance=GOLDEN_LOGIT_TOLERANCE,
+        similarity_tolerance=GOLDEN_SIMILARITY_TOLERANCE,
     )
     variants = tuple(
         replace(unmeasured, precision=precision, file=file, sha256=file_sha256(folder / file))
@@ -182,7 +191,7 @@ def _draft(
 
 
 def _prove_and_measure(
-    manifest: Manifest, folder: Path, model: Deployed, run: Run, held_out: tuple[Picture, ...]
+    manifest: Manifest, folder: Path, model: Recognising, run: Run, held_out: tuple[Picture, ...]
 ) -> tuple[Manifest, list[Parity]]:
     write_manifest(folder, manifest)
     bundle = load_bundle(folder)
@@ -193,12 +202,12 @@ def _prove_and_measure(
     ]
     targets = np.array([labels.index(item.label) for item in held_out])
     if not manifest.variants:
-        logits = torch_logits(model, manifest.contract.preprocess, held_out)
+        logits = torch_output(model, manifest.contract.preprocess, held_out).logits
         scores = probabilities(logits, temperature=manifest.contract.temperature)
         proved = replace(manifest, metrics=evaluate(scores, targets, labels).headlines)
         write_manifest(folder, proved)
         return proved, parity
-    scores = probabilities(bundle_logits(bundle, held_out), temperature=manifest.contract.temperature)
+    scores = probabilities(bundle_output(bundle, held_out).logits, temperature=manifest.contract.temperature)
     metrics = evaluate(scores, targets, labels).headlines
     measured = tuple(measure(bundle, variant, held_out) for variant in manifest.variants)
     proved = replace(manifest, variants=with_latencies(bundle, measured), metrics=metrics)
@@ -215,27 +224,27 @@ def _search_int8(folder: Path, contract: Contract, evidence: Evidence) -> Found:
         return Found(candidates=(), is_kept=False, reason=f"fp32 alone: {error}", seconds=0)
 
 
-def torch_logits(model: Deployed, spec: PreprocessSpec, pictures: tuple[Picture, ...]) -> Logits:
-    """Return logits (N, C) of files through the serving preprocessing and torch."""
+def torch_output(model: Recognising, spec: PreprocessSpec, pictures: tuple[Picture, ...]) -> Output:
+    """Return logits (N, C) and similarities (N,) of files through the serving preprocessing and torch."""
     with torch.inference_mode():
         images = (torch.from_numpy(load_input(item.path.read_bytes(), spec).copy()) for item in pictures)
-        return np.concatenate([model(image[None]).numpy() for image in images])
+        return joined([Output(*(part.numpy() for part in model(image[None]))) for image in images])
 
 
 def _calibrate(
-    model: Deployed, run: Run, validation: tuple[Picture, ...], *, held_out: tuple[Picture, ...]
+    model: Recognising, run: Run, validation: tuple[Picture, ...], *, held_out: tuple[Picture, ...]
 ) -> tuple[Calibration, float]:
     """Choose temperature and "unknown" threshold on validation, and measure the temperature on the held-out side."""
 
     def targets(pictures: tuple[Picture, ...]) -> Ints:
         return np.array([run.labels.index(item.label) for item in pictures], dtype=np.int64)
 
-    logits = torch_logits(model, run.spec, validation)
-    temperature = fit_temperature(logits.astype(np.float64), targets(validation))
+    output = torch_output(model, run.spec, validation)
+    temperature = fit_temperature(output.logits.astype(np.float64), targets(validation))
     calibration = compare_temperature(
-        logits if held_out == validation else torch_logits(model, run.spec, held_out),
+        (output if held_out == validation else torch_output(model, run.spec, held_out)).logits,
         targets(held_out),
         temperature=temperature,
         fitted_on=f"{len(validation)} validation pictures" + (": these" if held_out == validation else ""),
     )
-    return calibration, unknown_threshold(probabilities(logits, temperature=temperature))
+    return calibration, unknown_threshold(output.similarity)

@@ -145,8 +145,8 @@ class _Workshop:
         return most_sensitive_blocks(
             self._quantizer,
             recipe,
-            wanted=answer(graph, images),
-            answer=lambda path: answer(path, images),
+            wanted=answer(graph, images).logits,
+            answer=lambda path: answer(path, images).logits,
             scratch=self._scratch,
         )
 

@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import IMAGES, LOGITS, Candidate, Contract
+from bundle.manifest import IMAGES, Candidate, Contract
 from bundle.preprocess import load_input
-from bundle.runtime import open_session
+from bundle.runtime import Output, joined, open_session, run_session
 from bundle.scores import probabilities
-from trainer.agreement import Likeness, Logits, compare
+from trainer.agreement import Likeness, compare, verdict_objection
 from trainer.data import Picture
 from trainer.metrics import Ints, wilson
 from trainer.quantize import Recipe
@@ -60,15 +60,19 @@ class Examination:
         self._contract = contract
         self._images = load_images(pictures, contract)
         self.targets: Ints = np.array([contract.labels.index(item.label) for item in pictures], dtype=np.int64)
-        self._wanted = probabilities(answer(graph, self._images), temperature=contract.temperature)
+        self._wanted = answer(graph, self._images)
         self.reference = Trial(name="fp32", path=graph, likeness=self._compare(self._wanted))
 
     def likeness(self, path: Path) -> Likeness:
         """Compare a file's answers with fp32's."""
-        return self._compare(probabilities(answer(path, self._images), temperature=self._contract.temperature))
+        return self._compare(answer(path, self._images))
 
-    def _compare(self, found: NDArray[np.float64]) -> Likeness:
-        return compare(self._wanted, found, self.targets, labels=self._contract.labels)
+    def _compare(self, found: Output) -> Likeness:
+        contract, wanted = self._contract, self._wanted
+        there, here = (probabilities(one.logits, temperature=contract.temperature) for one in (wanted, found))
+        likeness = compare(there, here, self.targets, labels=contract.labels)
+        verdicts = verdict_objection(wanted.similarity, found.similarity, unknown_below=contract.unknown_below)
+        return replace(likeness, objection=likeness.objection or verdicts)
 
 
 def load_images(pictures: Sequence[Picture], contract: Contract) -> Images:
@@ -76,13 +80,11 @@ def load_images(pictures: Sequence[Picture], contract: Contract) -> Images:
     return np.stack([load_input(item.path.read_bytes(), contract.preprocess) for item in pictures])
 
 
-def answer(path: Path, images: Images) -> Logits:
-    """Return logits (N, C) of an ONNX file, on all cores."""
+def answer(path: Path, images: Images) -> Output:
+    """Return logits (N, C) and similarities (N,) of an ONNX file, on all cores."""
     session = open_session(path.read_bytes(), path, provider="cpu", intra_op_threads=len(os.sched_getaffinity(0)))
     starts = range(0, len(images), _EVALUATION_BATCH)
-    return np.concatenate(
-        [session.run([LOGITS.name], {IMAGES.name: images[start : start + _EVALUATION_BATCH]})[0] for start in starts]
-    )
+    return joined([run_session(session, images[start : start + _EVALUATION_BATCH]) for start in starts])
 
 
 def time_trials(trials: Sequence[Trial], measure: Measure) -> list[Trial]:

@@ -11,9 +11,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Contract, contract_to_json
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from trainer.errors import ExportError
-from trainer.network import Deployed
+from trainer.similarity import Recognising
 
 OPSET: Final = 18
 MAX_IR: Final = 10
@@ -29,17 +29,16 @@ class Planar(nn.Module):
     which becomes Shape, Range and Gather chains in ONNX (27 nodes of 184 in MobileNetV3-Small).
     """
 
-    def __init__(self, model: Deployed) -> None:
+    def __init__(self, model: Recognising) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C) for uint8 (N, H, W, 3)."""
-        logits: Tensor = self.model.classifier(self.model.normalise(images).contiguous())
-        return logits
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, C) and similarity (N,) for uint8 (N, H, W, 3)."""
+        return self.model.answer(self.model.model.normalise(images).contiguous())
 
 
-def write_onnx(model: Deployed, contract: Contract, path: Path) -> None:
+def write_onnx(model: Recognising, contract: Contract, path: Path) -> None:
     """Write one ONNX file, opset 18, dynamic batch, with the contract in its metadata. Raises ExportError."""
     _check_size(model)
     side = contract.preprocess.crop_px
@@ -51,7 +50,7 @@ def write_onnx(model: Deployed, contract: Contract, path: Path) -> None:
             dynamo=True,
             opset_version=OPSET,
             input_names=[IMAGES.name],
-            output_names=[LOGITS.name],
+            output_names=[LOGITS.name, SIMILARITY.name],
             dynamic_shapes=({0: BATCH},),
             external_data=False,
             verbose=False,

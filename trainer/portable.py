@@ -2,6 +2,7 @@
 
     image          uint8 (H, W, 3), upright RGB as `bundle.preprocess.decode` returns it
     probabilities  float32 (C,), softmax of the logits by the bundle's temperature, in the order of its labels
+    similarity     float32 (1,), -1..1: below the contract's `unknown_below` the picture is unlike what was trained on
 
 Standard operators of opset 18 alone. Decoding stays with the caller. The centre square is held as float32: 12 bytes a
 pixel of it, so scale huge pictures down while decoding, as `decode` does.
@@ -22,7 +23,7 @@ import onnx
 import onnxruntime as ort
 from onnx import compose, parser
 
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Contract, Twin, check_embedded
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, Twin, check_embedded
 from bundle.preprocess import decode, to_input
 from bundle.repository import Bundle, file_sha256
 from bundle.runtime import open_model
@@ -36,7 +37,7 @@ IMAGE: Final = "image"
 PROBABILITIES: Final = "probabilities"
 PORTABLE_FILE: Final = "model.portable.onnx"
 MAX_GREY_LEVELS: Final = 1
-MAX_DIFFERENCE: Final = 1e-2  # of a probability: what single pixels that are one grey level off may do
+MAX_DIFFERENCE: Final = 1e-2  # of a probability, of a similarity: what single pixels that are one grey level off may do
 TIE: Final = 2**-22  # of probabilities: float32 rounding orders closer ones as it likes, the bundle's float64 does not
 _HEADER: Final = f'<ir_version: {MAX_IR}, opset_import: ["": {OPSET}]>\n'
 
@@ -164,6 +165,10 @@ def write_portable(contract: Contract, classifier: Path, path: Path) -> Twin:
         model, _back(contract), io_map=[(LOGITS.name, LOGITS.name)], producer_name="calotype", producer_version=""
     )
     del model.opset_import[1:]  # each merge repeats it
+    probabilities_end, similarity = sorted(model.graph.output, key=lambda end: end.name)
+    similarity.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.output[:]
+    model.graph.output.extend([probabilities_end, similarity])
     save(model, contract, path)
     return Twin(runtime="portable", file=path.name, sha256=file_sha256(path))
 
@@ -172,7 +177,7 @@ def prove_portable(bundle: Bundle, twin: Twin, files: tuple[Picture, ...]) -> Pa
     """Compare the portable graph with the bundle's own decode, resize, fp32 ONNX model and softmax on real files.
 
     Raises ParityError where a picture is more than one grey level off, a top-1 differs beyond a TIE, or a probability
-    is off by more than MAX_DIFFERENCE; BundleError where the file is not what its manifest says.
+    or the similarity is off by more than MAX_DIFFERENCE; BundleError where the file is not what its manifest says.
     """
     contract = bundle.manifest.contract
     session = open_portable(bundle, twin)
@@ -181,19 +186,26 @@ def prove_portable(bundle: Bundle, twin: Twin, files: tuple[Picture, ...]) -> Pa
     for item in files:
         picture = decode(item.path.read_bytes(), cover_px=contract.preprocess.resize_px)
         wanted_input = to_input(picture, contract.preprocess)
-        wanted = probabilities(model.run(wanted_input[np.newaxis])[0], temperature=contract.temperature)
-        found, found_input = session.run([PROBABILITIES, IMAGES.name], {IMAGE: np.asarray(picture)})
+        output = model.run(wanted_input[np.newaxis])
+        wanted = probabilities(output.logits[0], temperature=contract.temperature)
+        found, similarity, found_input = session.run(
+            [PROBABILITIES, SIMILARITY.name, IMAGES.name], {IMAGE: np.asarray(picture)}
+        )
         levels = int(np.abs(found_input[0].astype(int) - wanted_input.astype(int)).max())
         difference = float(np.abs(found - wanted).max())
+        likeness_difference = float(np.abs(similarity - output.similarity).max())
         largest = max(largest, difference)
         is_top1 = found.max() - found[wanted.argmax()] <= TIE
-        is_equal = is_top1 and levels <= MAX_GREY_LEVELS and difference <= MAX_DIFFERENCE
-        if not is_equal:  # written so that NaN fails
-            offenders.append(f"  {item.path.name}  {levels} grey levels, a probability by {difference:.1e}")
+        within = difference <= MAX_DIFFERENCE and likeness_difference <= MAX_DIFFERENCE
+        if not (is_top1 and levels <= MAX_GREY_LEVELS and within):  # written so that NaN fails
+            offenders.append(
+                f"  {item.path.name}  {levels} grey levels, a probability by {difference:.1e}, "
+                f"the similarity by {likeness_difference:.1e}"
+            )
     if offenders:
         raise ParityError(
             f"the portable graph disagrees with the bundle on {len(offenders)} of {len(files)} pictures "
-            f"(wanted equal labels, at most {MAX_GREY_LEVELS} grey level, probabilities within {MAX_DIFFERENCE:g}); "
+            f"(wanted equal labels, at most {MAX_GREY_LEVELS} grey level, the rest within {MAX_DIFFERENCE:g}); "
             "nothing was written\n" + "\n".join(offenders[:10])
         )
     return Parity(runtime="portable", picture_count=len(files), equal_top1=len(files), max_difference=largest)

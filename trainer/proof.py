@@ -8,23 +8,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bundle.manifest import Contract
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import Bundle
-from bundle.runtime import open_model
+from bundle.runtime import Output, joined, open_model
 from bundle.scores import probabilities
-from trainer.agreement import compare
+from trainer.agreement import compare, verdict_objection
 from trainer.data import Picture
 from trainer.errors import ParityError
-from trainer.network import Deployed
+from trainer.similarity import Recognising
 from trainer.twins import Forward, open_twin
 
 MAX_DIFFERENCE: Final = 1e-4  # of a probability, fp32
+MAX_SIMILARITY_DIFFERENCE: Final = 1e-4
 MAX_LOGIT_DIFFERENCE: Final = 1e-3  # of a logit, in units of the largest one or 1: saturated probabilities hide a skew
 BATCH_SIZES: Final = (1, 2, 7, 64)
 _SHOWN: Final = 10
 _ROUNDED: Final = "onnxruntime int8"  # judged by its answers, not by each probability
 
-Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Runner = Callable[[NDArray[np.uint8]], Output]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Parity:
 
 
 def prove(
-    bundle: Bundle, reference: Deployed, files: tuple[Picture, ...], *, labels: tuple[str, ...], spec: PreprocessSpec
+    bundle: Bundle, reference: Recognising, files: tuple[Picture, ...], *, labels: tuple[str, ...], spec: PreprocessSpec
 ) -> list[Parity]:
     """Compare every runtime of a bundle with torch on real files, in batches of several sizes.
 
@@ -58,7 +60,7 @@ def prove(
     for name, run in _runners(bundle).items():
         comparison = Comparison(_in_batches(run, images), wanted, temperature=contract.temperature)
         if name == _ROUNDED:
-            _check_rounded(name, comparison, labels=labels, files=files[:count])
+            _check_rounded(name, comparison, contract=contract, files=files[:count])
         else:
             _check(name, comparison, labels=labels, files=files)
         results.append(
@@ -73,13 +75,16 @@ def prove(
 
 
 class Comparison:
-    """Logits (N, C) of a runtime beside torch's: probabilities, and how far they are apart, (N,) each."""
+    """N answers of a runtime beside torch's: probabilities, and how far they are apart, (N,) each."""
 
-    def __init__(self, found: NDArray[np.float32], wanted: NDArray[np.float32], *, temperature: float) -> None:
-        self.found = probabilities(found, temperature=temperature)
-        self.wanted = probabilities(wanted, temperature=temperature)
+    def __init__(self, found: Output, wanted: Output, *, temperature: float) -> None:
+        self.found = probabilities(found.logits, temperature=temperature)
+        self.wanted = probabilities(wanted.logits, temperature=temperature)
         self.differences = np.abs(self.found - self.wanted).max(1)
-        self.logit_differences = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
+        largest = max(1.0, float(np.abs(wanted.logits).max()))
+        self.logit_differences = np.abs(found.logits - wanted.logits).max(1) / largest
+        self.similarities = wanted.similarity, found.similarity
+        self.similarity_differences = np.abs(found.similarity - wanted.similarity)
 
 
 def _runners(bundle: Bundle) -> dict[str, Runner]:
@@ -94,32 +99,32 @@ def _runners(bundle: Bundle) -> dict[str, Runner]:
 
 
 def _torch_runner(module: Forward) -> Runner:
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(images: NDArray[np.uint8]) -> Output:
         with torch.inference_mode():
-            logits: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
-        return logits
+            logits, similarity = module(torch.from_numpy(images))
+        return Output(logits.numpy(), similarity.numpy())
 
     return run
 
 
-def _in_batches(run: Runner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _in_batches(run: Runner, images: NDArray[np.uint8]) -> Output:
     """Run all pictures once, in batches that take each of BATCH_SIZES in turn."""
     rows, start, turn = [], 0, 0
     while start < len(images):
         size = BATCH_SIZES[turn % len(BATCH_SIZES)]
         rows.append(run(images[start : start + size]))
         start, turn = start + size, turn + 1
-    return np.concatenate(rows)
+    return joined(rows)
 
 
-def _check_rounded(
-    runtime: str, comparison: Comparison, *, labels: tuple[str, ...], files: tuple[Picture, ...]
-) -> None:
-    targets = np.array([labels.index(item.label) for item in files])
-    found, wanted = comparison.found[: len(files)], comparison.wanted[: len(files)]  # not those that only fill a batch
-    likeness = compare(wanted, found, targets, labels=labels, spare_pictures=1)
-    if likeness.objection:
-        raise ParityError(f"{runtime} is not as right as torch: {likeness.objection}; nothing was written")
+def _check_rounded(runtime: str, comparison: Comparison, *, contract: Contract, files: tuple[Picture, ...]) -> None:
+    targets = np.array([contract.labels.index(item.label) for item in files])
+    own = slice(len(files))  # not those that only fill a batch
+    likeness = compare(comparison.wanted[own], comparison.found[own], targets, labels=contract.labels, spare_pictures=1)
+    there, here = (similarity[own] for similarity in comparison.similarities)
+    objection = likeness.objection or verdict_objection(there, here, unknown_below=contract.unknown_below)
+    if objection:
+        raise ParityError(f"{runtime} is not as right as torch: {objection}; nothing was written")
 
 
 def _check(
@@ -130,19 +135,21 @@ def _check(
     files: tuple[Picture, ...],
 ) -> None:
     lines = []
-    columns = (comparison.found, comparison.wanted, comparison.differences, comparison.logit_differences)
-    for item, here, there, difference, logit_difference in zip(files, *columns, strict=True):
+    distances = (comparison.differences, comparison.logit_differences, comparison.similarity_differences)
+    columns = (comparison.found, comparison.wanted, *distances)
+    for item, here, there, difference, logit_difference, similarity_difference in zip(files, *columns, strict=True):
         answer, truth = labels[int(here.argmax())], labels[int(there.argmax())]
         within = difference <= MAX_DIFFERENCE and logit_difference <= MAX_LOGIT_DIFFERENCE
-        if answer != truth or not within:  # written so that NaN fails
+        is_alike = similarity_difference <= MAX_SIMILARITY_DIFFERENCE
+        if answer != truth or not (within and is_alike):  # written so that NaN fails
             lines.append(
                 f"  {item.path.name}  torch {truth} {there.max():.5f}  {runtime} {answer} {here.max():.5f}  "
-                f"off {difference:.1e}, of logits {logit_difference:.1e}"
+                f"off {difference:.1e}, of logits {logit_difference:.1e}, of similarity {similarity_difference:.1e}"
             )
     if lines:
         shown = "\n".join(lines[:_SHOWN]) + (f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")
         raise ParityError(
             f"{runtime} disagrees with torch on {len(lines)} of {len(files)} pictures "
             f"(wanted equal labels, probabilities within {MAX_DIFFERENCE:g}, logits within {MAX_LOGIT_DIFFERENCE:g} "
-            f"of the largest); nothing was written\n{shown}"
+            f"of the largest, similarities within {MAX_SIMILARITY_DIFFERENCE:g}); nothing was written\n{shown}"
         )

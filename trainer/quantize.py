@@ -28,7 +28,8 @@ from onnxruntime.quantization import (
     quant_pre_process,
 )
 
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Contract, contract_to_json
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.runtime import Output, joined, run_session
 from trainer.errors import QuantizationError
 
 Method = Literal["minmax", "percentile", "entropy"]
@@ -110,7 +111,7 @@ class Quantizer:
         prepared = onnx.load(self._prepared)
         _widen_normalisation(prepared)
         onnx.save(prepared, self._prepared)
-        self._before, self.blocks = _blocks(prepared)
+        self._kept, self.blocks = _blocks(prepared)
 
     def write(self, recipe: Recipe, path: Path) -> None:
         """Write one INT8 file, with the contract in its metadata, and check it. Raises QuantizationError."""
@@ -119,7 +120,7 @@ class Quantizer:
 
     def _write(self, recipe: Recipe, path: Path) -> None:
         ranges = self.ranges(recipe.method)
-        excluded = [*self._before, *(name for block in recipe.float_blocks for name in self.blocks[block])]
+        excluded = [*self._kept, *(name for block in recipe.float_blocks for name in self.blocks[block])]
         quantizer = QDQQuantizer(
             onnx.load(self._prepared),
             recipe.per_channel,
@@ -161,8 +162,8 @@ class Quantizer:
         return self._ranges[method]
 
 
-def kernel_deviation(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return logits (N, C) of an INT8 file by this CPU's integer kernels, and by floats that only round like them.
+def kernel_deviation(path: Path, images: NDArray[np.uint8]) -> tuple[Output, Output]:
+    """Return what an INT8 file says of pictures by this CPU's integer kernels, and by floats that only round like them.
 
     What another CPU's kernels may answer lies about as far away: both round the same products at other places.
     """
@@ -173,8 +174,7 @@ def kernel_deviation(path: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.
         options.graph_optimization_level = level
         options.log_severity_level = 3
         session = ort.InferenceSession(path.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"])
-        rows = [session.run([LOGITS.name], {IMAGES.name: image[np.newaxis]})[0] for image in images]
-        answers.append(np.concatenate(rows))
+        answers.append(joined([run_session(session, image[np.newaxis]) for image in images]))
     return answers[0], answers[1]
 
 
@@ -217,17 +217,29 @@ def _widen_normalisation(model: onnx.ModelProto) -> None:
 
 
 def _blocks(model: onnx.ModelProto) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the nodes before the first weights, and of the rest in at most MAX_BLOCKS blocks.
+    """Return the names of the nodes that stay float, and of the rest in at most MAX_BLOCKS blocks.
 
-    A block is a run of consecutive layers with weights, each with what stands between it and the next.
+    Float are those before the first weights, and those that make the similarity alone: the bank. A block is a run of
+    consecutive layers with weights, each with what stands between it and the next.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    before: list[str] = []
+    bank = _makers(model, SIMILARITY.name) - _makers(model, LOGITS.name)
+    kept: list[str] = []
     layers: list[list[str]] = []
     for node in model.graph.node:  # in topological order
-        if node.op_type in _WEIGHTED and constants & set(node.input):
+        if node.op_type in _WEIGHTED and constants & set(node.input) and node.name not in bank:
             layers.append([])
-        (layers[-1] if layers else before).append(node.name)
+        (layers[-1] if layers and node.name not in bank else kept).append(node.name)
     size = max(1, math.ceil(len(layers) / MAX_BLOCKS))
     runs = [layers[start : start + size] for start in range(0, len(layers), size)]
-    return before, [[name for layer in run for name in layer] for run in runs]
+    return kept, [[name for layer in run for name in layer] for run in runs]
+
+
+def _makers(model: onnx.ModelProto, output: str) -> set[str]:
+    """Return the names of all nodes that an output depends on."""
+    wanted, names = {output}, set()
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            names.add(node.name)
+    return names

@@ -75,15 +75,21 @@ def print_evaluation(out: Console, evaluation: Evaluation) -> None:
         out.print(confusion)
 
 
-def print_calibration(out: Console, calibration: Calibration, *, unknown_below: float | None) -> None:
-    """Print what the temperature does, and the "unknown" threshold."""
+def print_calibration(out: Console, calibration: Calibration) -> None:
+    """Print what the temperature does."""
     title = f"temperature {calibration.temperature:.3f}, fitted on {calibration.fitted_on}"
     table = Table("calibration", "before", "after", title=title)
     for name, before in calibration.before.items():
         table.add_row(name, with_bounds(before), with_bounds(calibration.after[name]))
     out.print(table)
-    if unknown_below is not None:
-        out.print(f"unknown: a top score below {unknown_below:.4f}; at least 95 % of the validation pictures reach it")
+
+
+def print_unknown(out: Console, unknown_below: float) -> None:
+    """Print when a picture is called unknown."""
+    out.print(
+        f"unknown: a similarity to the training pictures below {unknown_below:.4f}; "
+        "at least 95 % of the validation pictures reach it"
+    )
 
 
 def print_thresholds(out: Console, thresholds: tuple[ClassThreshold, ...], *, precision: float) -> None:

@@ -12,13 +12,13 @@ import torch
 
 from bundle.manifest import CONTRACT_KEY, Contract, Twin, check_embedded, contract_to_json
 from bundle.repository import Bundle, file_sha256
-from trainer.network import Deployed
 from trainer.onnx_graph import BATCH
+from trainer.similarity import Recognising
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # images to logits and similarity
 
 
-def write_torchscript(model: Deployed, contract: Contract, path: Path) -> Twin:
+def write_torchscript(model: Recognising, contract: Contract, path: Path) -> Twin:
     """Trace the network and save it with the contract among its extra files."""
     side = contract.preprocess.crop_px
     with warnings.catch_warnings(), torch.inference_mode():
@@ -30,7 +30,7 @@ def write_torchscript(model: Deployed, contract: Contract, path: Path) -> Twin:
     return Twin(runtime="torchscript", file=path.name, sha256=file_sha256(path))
 
 
-def write_exported_program(model: Deployed, contract: Contract, path: Path) -> Twin:
+def write_exported_program(model: Recognising, contract: Contract, path: Path) -> Twin:
     """Export the network with torch.export, batch dynamic, and save it with the contract among its extra files."""
     side = contract.preprocess.crop_px
     with warnings.catch_warnings():
@@ -47,7 +47,10 @@ def write_exported_program(model: Deployed, contract: Contract, path: Path) -> T
 
 
 def open_twin(bundle: Bundle, twin: Twin) -> Forward:
-    """Check a twin's hash and contract, and open it: uint8 (N, H, W, 3) -> logits (N, C). Raises BundleError."""
+    """Check a twin's hash and contract, and open it: uint8 (N, H, W, 3) -> logits (N, C), similarity (N,).
+
+    Raises BundleError.
+    """
     data = bundle.read(twin.file, twin.sha256)
     forward, embedded = (_load_torchscript if twin.runtime == "torchscript" else _load_exported_program)(data)
     check_embedded(bundle.manifest.contract, embedded, source=str(bundle.folder / twin.file))

@@ -126,7 +126,7 @@ async function ask(job) {
   if (!answer.ok) return showError(job, { code: told.error.status, message: told.error.message });
   const [result] = told.results;
   if (result.error) return showError(job, result.error);
-  showPredictions(job, result.predictions);
+  showPredictions(job, result);
   const serverMs = Number(/dur=([\d.]+)/.exec(answer.headers.get("server-timing") ?? "")?.[1] ?? NaN);
   const inServer = Number.isNaN(serverMs) ? "" : ` (${milliseconds(serverMs)} in the server)`;
   job.card.querySelector(".facts").textContent = `${milliseconds(tookMs)}${inServer} · ${told.model}, version ${told.version}`;
@@ -135,7 +135,7 @@ async function ask(job) {
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
 const percent = (score) => `${(100 * score).toFixed(1)} %`;
 
-function showPredictions(job, predictions) {
+function showPredictions(job, { predictions, unknown }) {
   const bars = element("ol", undefined, "bars");
   for (const { label, score } of predictions) {
     const row = element("li");
@@ -144,7 +144,7 @@ function showPredictions(job, predictions) {
     row.append(bar, element("span", label), element("span", percent(score), "score"));
     bars.append(row);
   }
-  fill(job, bars);
+  fill(job, ...(unknown ? [element("p", "Unlike anything it was trained on. If it must be one of these:", "unlike")] : []), bars);
 }
 
 function showError(job, { code, message }) {

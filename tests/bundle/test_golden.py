@@ -31,7 +31,8 @@ def test_an_untouched_bundle_passes(tiny: Bundle):
 
 def test_answers_are_those_computed_by_hand(tiny: Bundle):
     """Black gets (4, -4), white (-4, 4), and the white frame around black is cropped away."""
-    logits = answers(open_model(tiny), tiny.golden_pictures(), SPEC)
+    logits, similarity = answers(open_model(tiny), tiny.golden_pictures(), SPEC)
+    np.testing.assert_allclose(similarity, [1, 1, 1], atol=1e-6)
     np.testing.assert_allclose(logits, [[4, -4], [-4, 4], [4, -4]], atol=1e-5)
 
 
@@ -59,6 +60,13 @@ def test_a_changed_constant_in_the_graph_is_refused(tiny: Bundle):
     """Hash and metadata fit the changed graph, so only its answers betray it."""
     forged = forge(tiny, graph(tiny.manifest.contract, steepness=4.0))
     with pytest.raises(GoldenError, match=r"black\.png answers 'dark'.*tolerance 0\.001"):
+        replay(open_model(forged))
+
+
+def test_a_changed_bank_in_the_graph_is_refused(tiny: Bundle):
+    """Every logit is as at export, the similarities are not."""
+    forged = forge(tiny, graph(tiny.manifest.contract, bank=0.99))
+    with pytest.raises(GoldenError, match=r"of similarity 0\.01, tolerance 0\.001"):
         replay(open_model(forged))
 
 

@@ -37,6 +37,7 @@ NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 SHA256S = st.text("0123456789abcdef", min_size=64, max_size=64)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 FRACTIONS = st.floats(0, 1)
+COSINES = st.floats(-1, 1)
 INTERVALS = st.builds(Interval, value=NUMBERS, low=NUMBERS, high=NUMBERS)
 
 RUNTIMES = st.sampled_from(["torchscript", "torch.export", "portable"])
@@ -76,7 +77,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         mean=draw(st.tuples(FRACTIONS, FRACTIONS, FRACTIONS)),
         std=draw(st.tuples(*[st.floats(0, 1, exclude_min=True)] * 3)),
         temperature=draw(st.floats(0.01, 100)),
-        unknown_below=draw(st.none() | FRACTIONS),
+        unknown_below=draw(COSINES),
     )
     pictures = st.builds(GoldenPicture, file=NAMES, sha256=SHA256S, label=st.sampled_from(labels))
     golden = tuple(draw(st.lists(pictures, min_size=1, max_size=3)))
@@ -87,8 +88,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
         file=NAMES,
         sha256=SHA256S,
         golden_logits=rows,
+        golden_similarity=st.tuples(*[COSINES] * len(golden)),
         tolerance=st.floats(0, 1, exclude_min=True),
         logit_tolerance=st.floats(0, 9, exclude_min=True),
+        similarity_tolerance=st.floats(0, 1, exclude_min=True),
         accuracy=st.none() | INTERVALS,
         latency_ms=st.none() | st.floats(0.001, 1e6),
     )
@@ -205,6 +208,8 @@ def test_a_missing_field_of_the_contract_is_named(name: str):
         ("contract.preprocess.interpolation", "nearest"),
         ("contract.preprocess.decode_rule", "pillow-2"),
         ("variants.0.golden_logits.0.0", "4"),
+        ("variants.0.golden_similarity", None),
+        ("contract.unknown_below", None),
         ("variants.0.accuracy.low", None),
         ("variants.0.precision", "fp64"),
         ("twins.0.runtime", "onnx"),
@@ -242,9 +247,13 @@ def test_a_wrong_type_is_named(path: str, value: object):
         ("contract.std.2", 0.0, "contract.std"),
         ("contract.input.layout", "NCHW", "contract.input"),
         ("contract.output.name", "scores", "contract.output"),
+        ("contract.similarity.name", "likeness", "contract.similarity"),
         ("variants.0.tolerance", 0, "variants.0.tolerance"),
         ("variants.0.tolerance", 2, "variants.0.tolerance"),
         ("variants.0.logit_tolerance", 0, "variants.0.logit_tolerance"),
+        ("variants.0.similarity_tolerance", 0, "variants.0.similarity_tolerance"),
+        ("variants.0.golden_similarity.0", 1.5, "variants.0.golden_similarity.0"),
+        ("variants.0.golden_similarity", [1.0], "variants.fp32.golden_similarity: wanted 3 numbers"),
         ("variants.0.latency_ms", 0, "variants.0.latency_ms"),
         ("variants.0.sha256", "A" * 64, "variants.0.sha256"),
         ("variants.0.golden_logits.0.0", float("inf"), "variants.0.golden_logits.0.0"),
@@ -346,7 +355,8 @@ OTHERS = {
     "mean": (0.1, 0.0, 0.0),
     "std": (0.5, 1.0, 1.0),
     "temperature": 2.0,
-    "unknown_below": 0.5,
+    "unknown_below": 0.25,
+    "similarity": TensorSpec(name="z", dtype="float32", layout="N"),
 }
 
 

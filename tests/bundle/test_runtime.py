@@ -18,12 +18,13 @@ def tiny(tmp_path: Path) -> Bundle:
 
 
 def test_logits_of_a_batch_are_those_of_its_pictures(tiny: Bundle):
-    """Three brightnesses in one batch get the logits 16 * (m - 1/2) of each, in order."""
+    """Three brightnesses in one batch get the logits 16 * (m - 1/2) and similarities |2 m - 1| of each, in order."""
     model = open_model(tiny)
     batch = np.stack([np.full((4, 4, 3), value, dtype=np.uint8) for value in (0, 51, 255)])
-    logits = model.run(batch)
-    assert logits.dtype == np.float32
+    logits, similarity = model.run(batch)
+    assert logits.dtype == similarity.dtype == np.float32
     np.testing.assert_allclose(logits, [[4, -4], [2.4, -2.4], [-4, 4]], atol=1e-5)
+    np.testing.assert_allclose(similarity, [1, 0.6, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])
@@ -46,6 +47,8 @@ def test_cuda_that_is_not_there_is_refused(tiny: Bundle, monkeypatch: pytest.Mon
         ({"crop_px": 5}, r"5, 5, 3.*wanted.*4, 4, 3"),
         ({"class_count": 3}, r"'N', 3\].*wanted.*'N', 2\]"),
         ({"output_name": "scores"}, "scores.*wanted.*logits"),
+        ({"similarity_name": "likeness"}, "likeness.*wanted.*similarity"),
+        ({"similarity_rank": 2}, r"'similarity', 'tensor\(float\)', \['N', 1\].*wanted.*\['N'\]"),
         ({"batch": 1}, r"\[1, 4, 4, 3\].*wanted.*'N', 4, 4, 3"),
     ],
 )

@@ -76,7 +76,7 @@ def test_labels_below_min_score_are_left_out():
     assert [item.label for item in rank(np.array([0.5, 0.25, 0.25]), ("a", "b", "c"), min_score=0.26)] == ["a"]
 
 
-@pytest.mark.parametrize(("threshold", "unknown"), [(0.61, True), (0.6, False), (0.59, False), (None, False)])
-def test_unknown_is_a_top_score_below_the_threshold(threshold, unknown):
-    """The threshold itself is known, and without one everything is."""
-    assert is_unknown(np.array([0.6, 0.4]), threshold) is unknown
+@pytest.mark.parametrize(("threshold", "unknown"), [(0.75, True), (0.5, False), (0.25, False), (-1.0, False)])
+def test_unknown_is_a_similarity_below_the_threshold(threshold, unknown):
+    """The threshold itself is known, and below -1 is nothing."""
+    assert is_unknown(np.float32(0.5), unknown_below=threshold) is unknown

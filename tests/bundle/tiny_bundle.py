@@ -1,7 +1,8 @@
 """A bundle small enough to compute by hand: its graph looks at nothing but the mean brightness of the crop.
 
 With brightness m (0 black, 1 white) and C labels, logit i is w_i * (m - 1/2), w evenly spaced from -steepness to
-+steepness: with two labels and steepness 8, black gets (4, -4) and white (-4, 4). Needs onnx, not torch.
++steepness: with two labels and steepness 8, black gets (4, -4) and white (-4, 4). The similarity is |2 m - 1|: black
+and white are known, grey is unlike anything. Needs onnx, not torch.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from bundle.manifest import (
     CONTRACT_KEY,
     IMAGES,
     LOGITS,
+    SIMILARITY,
     Candidate,
     Contract,
     GoldenPicture,
@@ -66,6 +68,11 @@ def expected_logits(data: bytes, contract: Contract, *, steepness: float = STEEP
     return tuple(float(logit) for logit in weights(len(contract.labels), steepness=steepness)[0] * (brightness - 0.5))
 
 
+def expected_similarity(data: bytes, contract: Contract) -> float:
+    """Return one encoded picture's similarity, computed without onnxruntime."""
+    return float(abs(load_input(data, contract.preprocess).mean() / 127.5 - 1))
+
+
 def graph(
     contract: Contract,
     *,
@@ -74,12 +81,16 @@ def graph(
     crop_px: int | None = None,
     class_count: int | None = None,
     output_name: str = LOGITS.name,
+    bank: float = 1.0,
+    similarity_name: str = SIMILARITY.name,
+    similarity_rank: int = 1,
     embedded: str | None = None,
 ) -> bytes:
     """Return ONNX bytes for a contract; the options make graphs that contradict it. `embedded=""` embeds nothing."""
     crop_px, class_count = crop_px or contract.preprocess.crop_px, class_count or len(contract.labels)
     weight = weights(class_count, steepness=steepness)
     constants = {"axes": np.array([1, 2, 3]), "weight": weight / 255, "bias": -weight[0] / 2}
+    constants |= {"middle": np.float32(127.5), "bank": np.float32(bank / 127.5), "column": np.array([1])}
     model = helper.make_model(
         helper.make_graph(
             [
@@ -87,10 +98,17 @@ def graph(
                 helper.make_node("ReduceMean", ["samples", "axes"], ["cube"], keepdims=1),
                 helper.make_node("Flatten", ["cube"], ["mean"]),  # (N, 1, 1, 1) -> (N, 1)
                 helper.make_node("Gemm", ["mean", "weight", "bias"], [output_name]),
+                helper.make_node("Sub", ["mean", "middle"], ["centred"]),
+                helper.make_node("Mul", ["centred", "bank"], ["signed"]),
+                helper.make_node("ReduceMax", ["signed", "column"], ["flat"], keepdims=similarity_rank - 1),
+                helper.make_node("Abs", ["flat"], [similarity_name]),
             ],
             "brightness",
             [helper.make_tensor_value_info(IMAGES.name, TensorProto.UINT8, [batch, crop_px, crop_px, 3])],
-            [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [batch, class_count])],
+            [
+                helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [batch, class_count]),
+                helper.make_tensor_value_info(similarity_name, TensorProto.FLOAT, [batch, 1][:similarity_rank]),
+            ],
             [numpy_helper.from_array(array, key) for key, array in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", 18)],
@@ -119,6 +137,7 @@ def make_contract(
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         temperature=temperature,
+        unknown_below=0.5,
     )
 
 
@@ -136,8 +155,10 @@ def make_manifest(
                 file=MODEL_FILE,
                 sha256=hashlib.sha256(model).hexdigest(),
                 golden_logits=tuple(expected_logits(data, contract) for data in pictures.values()),
+                golden_similarity=tuple(expected_similarity(data, contract) for data in pictures.values()),
                 tolerance=tolerance,
                 logit_tolerance=logit_tolerance,
+                similarity_tolerance=1e-3,
                 accuracy=Interval(value=1.0, low=0.9, high=1.0),
             ),
         ),

@@ -72,6 +72,18 @@ def test_classify_command_writes_json(address, red):
     assert (done.returncode, record["predictions"][0]["label"], record["image"]) == (0, "red", str(red))
 
 
+def test_classify_command_says_what_is_unknown(address, red, tmp_path):
+    """In the table and in JSON; the client tells the threshold."""
+    other = tmp_path / "other.png"
+    other.write_bytes(tiny_bundle.foreign())
+    table = command("classify", red, other, "--address", address).stdout
+    assert table.count("unknown,") == 1
+    records = json.loads(command("classify", red, other, "--address", address, "--json").stdout)
+    assert [record["unknown"] for record in records] == [False, True]
+    with Client(address) as client:
+        assert client.models()[0].unknown_below == 0.5
+
+
 def test_missing_picture_is_one_line_and_exit_2(address, tmp_path):
     """User errors have no traceback."""
     done = command("classify", tmp_path / "none.png", "--address", address)

@@ -131,6 +131,22 @@ def test_raw_body_and_form_are_answered_as_over_grpc(models):
     serve(models, scene)
 
 
+def test_a_picture_of_something_else_is_unknown_at_every_door(models):
+    """HTTP and gRPC say the same of it and of a known one; the threshold stands in the list of models."""
+    pictures = [RED, tiny_bundle.foreign()]
+
+    async def scene(server, asking):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            told = await classifier_pb2_grpc.ClassifierStub(channel).Classify(pb.ClassifyRequest(images=pictures))
+        reply = await asking("/v1/classify", **form(*pictures))
+        (listed,) = (await asking("/v1/models")).json["models"]
+        assert [result["unknown"] for result in reply.json["results"]] == [False, True]
+        assert [result.unknown for result in told.results] == [False, True]
+        assert listed["unknown_below"] == 0.5
+
+    serve(models, scene)
+
+
 def test_several_pictures_keep_their_order_and_a_bad_one_fails_alone(running):
     """top_k and min_score shorten the answer."""
     pictures = [tiny_bundle.picture("blue"), b"no picture", tiny_bundle.picture("green", file_format="JPEG")]

@@ -39,14 +39,15 @@ def classified(models, *requests, **limits):
 def test_pictures_are_counted_by_outcome_and_by_label(models):
     """One request with a bad picture, one for a model that is not here."""
     value, catalogue = classified(
-        models, [tiny_bundle.picture("red"), b"no picture", tiny_bundle.picture("red")], "roses"
+        models, [tiny_bundle.picture("red"), b"no picture", tiny_bundle.picture("red"), tiny_bundle.foreign()], "roses"
     )
-    assert value("calotype_pictures_total", {**COLOURS, "outcome": "OK"}) == 2
+    assert value("calotype_pictures_total", {**COLOURS, "outcome": "OK"}) == 3
+    assert value("calotype_unknown_total", COLOURS) == 1
     assert value("calotype_pictures_total", {**COLOURS, "outcome": "NOT_AN_IMAGE"}) == 1
     assert value("calotype_predictions_total", {**COLOURS, "label": "red"}) == 2
     assert value("calotype_requests_total", {"door": "http", "model": "colours", "status": "OK"}) == 1
     assert value("calotype_requests_total", {"door": "http", "model": "", "status": "NOT_FOUND"}) == 1
-    assert value("calotype_confidence_count", COLOURS) == 2
+    assert value("calotype_confidence_count", COLOURS) == 3
     catalogue.close(20)
 
 

@@ -76,6 +76,19 @@ def test_pictures_are_answered_quietly_in_both_schemes_at_any_width(browser, url
         keep(page, f"page-{scheme}-{width}")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_picture_of_something_else_is_said_to_be(browser, url, scheme):
+    """Above the bars, in words that can be read in both schemes; a known picture has no such line."""
+    with visit(browser, url, scheme=scheme) as seen:
+        page = seen.page
+        page.locator("#files").set_input_files([upload("red"), upload("other", data=tiny_bundle.foreign())])
+        expect(page.locator(".bars")).to_have_count(2)
+        expect(cards(page).filter(has_text="other.png").locator(".unlike")).to_contain_text("Unlike anything")
+        expect(page.locator(".unlike")).to_have_count(1)
+        assert seen.worst_contrast() > (4.5, "")
+        keep(page, f"page-unlike-{scheme}")
+
+
 def test_a_picture_that_comes_before_the_models_are_known_waits_for_them(browser, url):
     """The list is held back; the drop is answered by the model that is then chosen."""
     page, held = browser.new_page(), []

@@ -63,6 +63,24 @@ def test_pictures_are_ranked_in_their_order(models):
     asyncio.run(scene())
 
 
+def test_a_picture_of_something_else_is_unknown(models):
+    """And its neighbours are known; GetModel tells the threshold."""
+
+    async def scene():
+        asked = pb.ClassifyRequest(
+            images=[tiny_bundle.picture("red"), tiny_bundle.foreign(), tiny_bundle.picture("blue")]
+        )
+        async with serving(models) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            response = await stub.Classify(asked)
+            model = await stub.GetModel(pb.GetModelRequest())
+        assert [result.unknown for result in response.results] == [False, True, False]
+        assert len(response.results[1].predictions) == 3
+        assert model.unknown_below == 0.5
+
+    asyncio.run(scene())
+
+
 def test_top_k_and_min_score_shorten_the_answer(models):
     """top_k 1 leaves the best; min_score leaves out what is unlikely."""
 

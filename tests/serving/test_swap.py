@@ -127,6 +127,10 @@ def test_changed_folder_replaces_a_serving_version_only_by_a_good_one(models):
         assert (server.catalogue.find(), entry.state) == (before, "READY")
         assert "golden" in entry.reason
         tiny_bundle.change_constant(models / "colours" / "1", "mean", 2.0)
+        tiny_bundle.change_constant(models / "colours" / "1", "bank", 0.5)
+        server.catalogue.refresh()
+        assert "of logits 0, tolerance 0.0001; of similarity 0.4" in server.catalogue.entries()[0].reason
+        tiny_bundle.change_constant(models / "colours" / "1", "bank", 2.0)
         server.catalogue.refresh()
         server.catalogue.release(LIMIT_S)
         assert server.catalogue.find() is not before

@@ -1,4 +1,4 @@
-"""A bundle without torch: the mean colour of a picture decides between red, green and blue."""
+"""A bundle without torch: the mean colour of a picture decides between red, green and blue; white is none."""
 
 import hashlib
 from dataclasses import replace
@@ -38,6 +38,13 @@ def picture(label: str, *, size=(48, 40), file_format="PNG") -> bytes:
     return out.getvalue()
 
 
+def foreign() -> bytes:
+    """Return an encoded picture of something else: it is white."""
+    out = BytesIO()
+    Image.new("RGB", (48, 40), "white").save(out, "PNG")
+    return out.getvalue()
+
+
 def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0) -> Path:
     """Write the next version; return its folder. The ballast is weights that change no answer."""
     with new_version(models, name) as (folder, version):
@@ -48,6 +55,7 @@ def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0)
             preprocess=PreprocessSpec(resize_px=32, crop_px=CROP_PX),
             mean=(mean,) * 3,
             std=(0.5,) * 3,
+            unknown_below=0.5,
         )
         model = graph(contract, scale=scale, ballast_bytes=ballast_bytes)
         (folder / "model.onnx").write_bytes(model)
@@ -56,7 +64,10 @@ def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0)
 
 
 def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
-    """Return uint8 NHWC -> cast -> mean over H, W -> normalise -> three logits, with the contract inside."""
+    """Return uint8 NHWC -> cast -> mean over H, W -> normalise -> three logits, with the contract inside.
+
+    The similarity is the cosine to the nearest of the three colours.
+    """
     # (RGB, labels): unequal and small, or a shift of the mean would cancel in the softmax or drown in its saturation
     weights = scale * np.array([[0, 0, 1.4], [0, 2, 0], [3, 0, 0]], dtype=np.float32)
     constants = {
@@ -64,6 +75,8 @@ def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
         "std": np.array(contract.std, dtype=np.float32) * 255,
         "weights": weights,
         "axes": np.array([1, 2], dtype=np.int64),
+        "bank": np.array([[2, -1, -1], [-1, 2, -1], [-1, -1, 2]], dtype=np.float32) / np.float32(6**0.5),
+        "last": np.array([1], dtype=np.int64),
     }
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -71,10 +84,13 @@ def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
         helper.make_node("Sub", ["colour", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["scaled"]),
         helper.make_node("MatMul", ["scaled", "weights"], ["light" if ballast_bytes else "logits"]),
+        helper.make_node("MatMul", ["scaled", "bank"], ["products"]),
+        helper.make_node("ReduceMax", ["products", "last"], ["nearest"], keepdims=0),
+        helper.make_node("ReduceL2", ["scaled", "last"], ["length"], keepdims=0),
+        helper.make_node("Div", ["nearest", "length"], ["similarity"]),
     ]
     if ballast_bytes:
         constants["ballast"] = np.zeros((len(LABELS), ballast_bytes // 4 // len(LABELS)), dtype=np.float32)
-        constants["last"] = np.array([1], dtype=np.int64)
         nodes += [  # a product with the input, or the optimiser would fold it away
             helper.make_node("MatMul", ["light", "ballast"], ["heavy"]),
             helper.make_node("ReduceMax", ["heavy", "last"], ["nothing"], keepdims=1),
@@ -84,7 +100,10 @@ def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
         nodes,
         "colours",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", CROP_PX, CROP_PX, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(LABELS)])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(LABELS)]),
+            helper.make_tensor_value_info("similarity", TensorProto.FLOAT, ["N"]),
+        ],
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -129,7 +148,7 @@ def _write_parts(folder: Path, contract: Contract, model: bytes) -> None:
     unproved = Manifest(
         contract=contract,
         created="2026-01-01T00:00:00Z",
-        variants=(_variant(model, ((0.0,) * len(LABELS),) * len(LABELS)),),
+        variants=(_variant(model),),
         twins=(),
         golden=tuple(
             GoldenPicture(file=f"{label}.png", sha256=_sha256(data), label=label) for label, data in pictures.items()
@@ -146,19 +165,26 @@ def _write_parts(folder: Path, contract: Contract, model: bytes) -> None:
         ),
     )
     write_manifest(folder, unproved)
-    logits = golden.answers(open_model(load_bundle(folder)), list(pictures.values()), contract.preprocess)
-    rows = tuple(tuple(float(value) for value in row) for row in logits)
-    write_manifest(folder, replace(unproved, variants=(_variant(model, rows),)))
+    output = golden.answers(open_model(load_bundle(folder)), list(pictures.values()), contract.preprocess)
+    proved = replace(
+        unproved.variants[0],
+        golden_logits=tuple(tuple(float(value) for value in row) for row in output.logits),
+        golden_similarity=tuple(float(value) for value in output.similarity),
+    )
+    write_manifest(folder, replace(unproved, variants=(proved,)))
 
 
-def _variant(model: bytes, rows: tuple[tuple[float, ...], ...]) -> Variant:
+def _variant(model: bytes) -> Variant:
+    """Return a variant whose golden answers are still to be asked for."""
     return Variant(
         precision="fp32",
         file="model.onnx",
         sha256=_sha256(model),
-        golden_logits=rows,
+        golden_logits=((0.0,) * len(LABELS),) * len(LABELS),
+        golden_similarity=(0.0,) * len(LABELS),
         tolerance=1e-4,
         logit_tolerance=1e-4,
+        similarity_tolerance=1e-4,
     )
 
 

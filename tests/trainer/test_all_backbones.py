@@ -16,6 +16,7 @@ from trainer.network import Deployed
 from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
 from trainer.proof import prove
+from trainer.similarity import with_bank
 from trainer.twins import write_exported_program, write_torchscript
 
 from .bundles import LABELS, make_bundle
@@ -67,9 +68,15 @@ def test_family_answers_alike_everywhere(name: str, files: tuple[Picture, ...], 
     torch.manual_seed(0)
     backbone = backbones.build(name, class_count=3, weights="none", image_size=FAMILIES[name])
     torch.nn.init.normal_(backbone.model.head.weight, std=0.1)
-    model = Deployed(backbone.model, backbone.mean, backbone.std).eval()
+    model = with_bank(Deployed(backbone.model, backbone.mean, backbone.std), files, backbone.spec)
     contract = Contract(
-        name="family", version=1, labels=LABELS, preprocess=backbone.spec, mean=backbone.mean, std=backbone.std
+        name="family",
+        version=1,
+        labels=LABELS,
+        preprocess=backbone.spec,
+        mean=backbone.mean,
+        std=backbone.std,
+        unknown_below=0.5,
     )
     write_onnx(model, contract, tmp_path / ONNX_FILE)
     portable = write_portable(contract, tmp_path / ONNX_FILE, tmp_path / PORTABLE_FILE)

@@ -23,6 +23,7 @@ from trainer.export import export
 from trainer.network import Deployed
 from trainer.onnx_graph import write_onnx
 from trainer.proof import prove
+from trainer.similarity import Recognising
 from trainer.twins import write_exported_program, write_torchscript
 
 from .bundles import LABELS, make_bundle, tiny_contract, tiny_network
@@ -53,12 +54,14 @@ def test_export_writes_a_bundle_that_opens(exported: Bundle) -> None:
     """All files are there, golden answers stand in the manifest, and the batch is dynamic."""
     manifest = exported.manifest
     assert manifest.contract.labels == LABELS
-    assert len(manifest.golden) == len(manifest.variants[0].golden_logits) == 6
+    variant = manifest.variants[0]
+    assert len(manifest.golden) == len(variant.golden_logits) == len(variant.golden_similarity) == 6
     assert {picture.label for picture in manifest.golden} == set(LABELS)
     assert manifest.metrics["top-1"].low <= manifest.metrics["top-1"].value
     model = open_model(exported)
     for batch in (1, 2, 7, 64):
-        assert model.run(np.zeros((batch, 64, 64, 3), np.uint8)).shape == (batch, 3)
+        output = model.run(np.zeros((batch, 64, 64, 3), np.uint8))
+        assert (output.logits.shape, output.similarity.shape) == ((batch, 3), (batch,))
 
 
 def test_versions_ascend(run: Path, tmp_path: Path) -> None:
@@ -67,12 +70,14 @@ def test_versions_ascend(run: Path, tmp_path: Path) -> None:
     assert versions == ["1", "2"]
 
 
-def skewed(tmp_path: Path, **changes: object) -> tuple[Bundle, Deployed]:
-    """Return a bundle whose ONNX was made from a skewed network or contract, and the honest network."""
+def skewed(tmp_path: Path, **changes: object) -> tuple[Bundle, Recognising]:
+    """Return a bundle whose ONNX was made from a skewed network, bank or contract, and the honest network."""
     honest, contract = tiny_network(), tiny_contract(SPEC)
     mean = changes.pop("graph_mean", contract.mean)
+    bank = changes.pop("bank", honest.bank.T)
     written = replace(contract, **changes)
-    write_onnx(Deployed(honest.classifier, mean, contract.std).eval(), written, tmp_path / "model.onnx")
+    other = Recognising(Deployed(honest.model.classifier, mean, contract.std), bank).eval()
+    write_onnx(other, written, tmp_path / "model.onnx")
     return make_bundle(tmp_path, written), honest
 
 
@@ -86,10 +91,11 @@ def test_honest_bundle_passes_the_proof(data: Path, tmp_path: Path) -> None:
     "changes",
     [
         {"graph_mean": (0.5, 0.456, 0.406)},
+        {"bank": torch.eye(8)},
         {"labels": ("green", "blue", "red")},
         {"preprocess": PreprocessSpec(resize_px=80, crop_px=64, interpolation="bilinear")},
     ],
-    ids=["one changed mean", "one swapped label", "one other resize"],
+    ids=["one changed mean", "another bank", "one swapped label", "one other resize"],
 )
 def test_skewed_bundle_is_refused_at_export(data: Path, tmp_path: Path, changes: dict) -> None:
     """A graph, labels or a preprocessing that differs from what was trained does not pass."""
@@ -125,10 +131,12 @@ def test_skewed_twin_is_refused_at_export(write: Callable, data: Path, tmp_path:
     bundle, honest = skewed(tmp_path)
     contract, files = bundle.manifest.contract, load_labelled(data, LABELS, max_bad=0)
     other = copy.deepcopy(honest)
-    torch.nn.init.normal_(other.classifier.head.weight)
-    skew = make_bundle(tmp_path, contract, write(other, contract, tmp_path / "model.twin"))
-    with pytest.raises(ParityError, match="disagrees with torch"):
-        prove(skew, honest, files, labels=LABELS, spec=SPEC)
+    torch.nn.init.normal_(other.model.classifier.head.weight)
+    forgetful = Recognising(honest.model, torch.eye(8)).eval()
+    for network in (other, forgetful):
+        skew = make_bundle(tmp_path, contract, write(network, contract, tmp_path / "model.twin"))
+        with pytest.raises(ParityError, match="disagrees with torch"):
+            prove(skew, honest, files, labels=LABELS, spec=SPEC)
     swapped = replace(contract, temperature=2.0)
     skew = make_bundle(tmp_path, contract, write(honest, swapped, tmp_path / "model.twin"))
     with pytest.raises(BundleError, match="disagree on temperature"):
@@ -152,8 +160,9 @@ def test_every_batch_size_is_proved_on_few_pictures(data: Path, tmp_path: Path) 
     files = load_labelled(data, LABELS, max_bad=0)[:5]
 
     class FailsAt64(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return honest(images) * (-1 if len(images) == 64 else 1)
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, similarity = honest(images)
+            return logits * (-1 if len(images) == 64 else 1), similarity
 
     with pytest.raises(ParityError, match="disagrees with torch on"):
         prove(bundle, FailsAt64(), files, labels=LABELS, spec=SPEC)
@@ -162,10 +171,10 @@ def test_every_batch_size_is_proved_on_few_pictures(data: Path, tmp_path: Path) 
 def test_failed_export_leaves_nothing_behind(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the proof fails, the models folder is as it was."""
 
-    def skew(model: Deployed, contract: Contract, path: Path) -> None:
-        model.mean += 20
+    def skew(model: Recognising, contract: Contract, path: Path) -> None:
+        model.model.mean += 20
         write_onnx(model, contract, path)
-        model.mean -= 20
+        model.model.mean -= 20
 
     monkeypatch.setattr("trainer.export.write_onnx", skew)
     with torch.no_grad(), pytest.raises(ParityError):

@@ -14,7 +14,7 @@ import torch
 from bundle.manifest import CONTRACT_KEY, contract_to_json
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import file_sha256
-from bundle.runtime import open_model
+from bundle.runtime import joined, open_model
 from trainer import backbones
 from trainer.errors import ExportError
 from trainer.network import Deployed
@@ -22,7 +22,7 @@ from trainer.onnx_graph import MAX_WEIGHT_BYTES, write_onnx
 from trainer.portable import write_portable
 from trainer.twins import write_exported_program
 
-from .bundles import make_bundle, tiny_contract, tiny_network
+from .bundles import make_bundle, tiny_contract, tiny_network, with_any_bank
 
 ROOT = Path(__file__).parents[2]
 SPEC = PreprocessSpec(resize_px=40, crop_px=32)
@@ -44,7 +44,7 @@ def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     backbone = backbones.build("mobilenet_v3_small", class_count=3, weights="none", image_size=32)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    write_onnx(Deployed(backbone.model, backbone.mean, backbone.std).eval(), tiny_contract(SPEC), path)
+    write_onnx(with_any_bank(Deployed(backbone.model, backbone.mean, backbone.std)), tiny_contract(SPEC), path)
     return path
 
 
@@ -99,8 +99,10 @@ def test_batch_is_dynamic(mobilenet: Path, batch: int) -> None:
     """Any number of pictures at once gives each the answer that it gets alone."""
     model = open_model(make_bundle(mobilenet.parent, tiny_contract(SPEC)))
     images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
-    alone = np.concatenate([model.run(images[number : number + 1]) for number in range(batch)])
-    np.testing.assert_allclose(model.run(images), alone, atol=1e-5)
+    alone = joined([model.run(images[number : number + 1]) for number in range(batch)])
+    together = model.run(images)
+    np.testing.assert_allclose(together.logits, alone.logits, atol=1e-5)
+    np.testing.assert_allclose(together.similarity, alone.similarity, atol=1e-5)
 
 
 def test_network_beyond_one_file_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bundle.errors import BundleError
 from bundle.manifest import CONTRACT_KEY, Contract, Twin, contract_to_json
 from bundle.preprocess import PreprocessSpec, to_input
 from bundle.repository import Bundle
-from bundle.runtime import open_model
+from bundle.runtime import joined, open_model
 from bundle.scores import probabilities
 from trainer import portable
 from trainer.data import Picture, load_labelled
@@ -86,26 +86,28 @@ def add_portable(folder: Path, contract: Contract) -> tuple[Bundle, Twin]:
     return make_bundle(folder, contract, twin), twin
 
 
-def own_answers(bundle: Bundle, items: list[Image.Image]) -> NDArray[np.float64]:
-    """Return probabilities (N, C) through the bundle's resize, fp32 graph and softmax."""
+def own_answers(bundle: Bundle, items: list[Image.Image]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return probabilities (N, C), similarities (N,) through the bundle's resize, fp32 graph and softmax."""
     contract, model = bundle.manifest.contract, open_model(bundle)
-    logits = np.concatenate([model.run(to_input(item, contract.preprocess)[None]) for item in items])
-    return probabilities(logits, temperature=contract.temperature)
+    output = joined([model.run(to_input(item, contract.preprocess)[None]) for item in items])
+    return probabilities(output.logits, temperature=contract.temperature), output.similarity
 
 
 def test_any_size_answers_as_the_bundle_does(any_spec: tuple[Bundle, Twin]) -> None:
     """At most one grey level off, and hardly anywhere; equal top-1, equal probabilities."""
     bundle, twin = any_spec
     spec, session, items = bundle.manifest.contract.preprocess, open_portable(bundle, twin), pictures()
-    answers, off = [], 0
+    answers, similarities, off = [], [], 0
     for item in items:
-        answer, found = session.run(["probabilities", "images"], {"image": np.asarray(item)})
+        answer, likeness, found = session.run(["probabilities", "similarity", "images"], {"image": np.asarray(item)})
         difference = np.abs(found[0].astype(int) - to_input(item, spec))
         assert difference.max() <= 1, item.size
         off += int((difference > 0).sum())
         answers.append(answer)
+        similarities.append(likeness)
     assert off <= 1e-5 * len(items) * spec.crop_px**2 * 3
-    wanted = own_answers(bundle, items)
+    wanted, wanted_similarities = own_answers(bundle, items)
+    np.testing.assert_allclose(np.concatenate(similarities), wanted_similarities, atol=1e-4)
     assert len(set(wanted.argmax(1))) > 1  # a network that always says the same would prove nothing
     assert (np.stack(answers).argmax(1) == wanted.argmax(1)).all()
     np.testing.assert_allclose(np.stack(answers), wanted, atol=1e-4)
@@ -120,9 +122,10 @@ def test_graph_is_one_file_of_standard_operators(made: tuple[Bundle, Twin]) -> N
     assert {node.domain for node in model.graph.node} == {""}
     assert [(item.key, item.value) for item in model.metadata_props] == [(CONTRACT_KEY, contract_to_json(CONTRACT))]
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (image,), (answer,) = session.get_inputs(), session.get_outputs()
+    (image,), (answer, likeness) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["height", "width", 3])
     assert (answer.name, answer.type, answer.shape) == ("probabilities", "tensor(float)", [len(LABELS)])
+    assert (likeness.name, likeness.type, likeness.shape) == ("similarity", "tensor(float)", [1])
 
 
 def test_honest_graph_passes_the_proof(made: tuple[Bundle, Twin], files: tuple[Picture, ...]) -> None:
@@ -208,7 +211,7 @@ def test_javascript_answers_as_the_bundle_does(node: str, any_spec: tuple[Bundle
     line = [node, JAVASCRIPT / "classify.mjs", bundle.folder / PORTABLE_FILE, tmp_path / "cases.json"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    answers, wanted = np.array(json.loads(done.stdout)), own_answers(bundle, items)
+    answers, (wanted, _) = np.array(json.loads(done.stdout)), own_answers(bundle, items)
     assert answers.shape == wanted.shape
     assert (answers.argmax(1) == wanted.argmax(1)).all()
     np.testing.assert_allclose(answers, wanted, atol=1e-4)

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType
 from PIL import Image
 
 from bundle.errors import BundleError
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, Contract, contract_to_json
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import load_bundle
 from bundle.runtime import open_model
@@ -38,6 +38,7 @@ CONTRACT = Contract(
     preprocess=PreprocessSpec(resize_px=36, crop_px=SIDE),
     mean=(0.5,) * 3,
     std=(0.5,) * 3,
+    unknown_below=-1.0,
 )
 OUTLIER = 1e5  # in one channel: with it in range, eight bits leave nothing of the other three
 LAYERS = 4
@@ -65,16 +66,22 @@ def graph(path: Path, *, outliers: tuple[int, ...] = ()) -> Path:
             helper.make_node("Relu", [f"y{layer}"], [f"x{layer + 1}"], f"relu{layer}"),
         ]
     constants["head"] = np.float32([[0, 0, 20], [0, 20, 0], [20, 0, 0], [0, 0, 0]])
+    constants |= {"bank": np.float32([[0.1], [0.1], [0.1], [0]]), "last": np.array([1])}
     nodes += [
         helper.make_node("GlobalAveragePool", [f"x{LAYERS}"], ["pooled"], "pool"),
         helper.make_node("Flatten", ["pooled"], ["features"], "flatten"),
         helper.make_node("Gemm", ["features", "head"], [LOGITS.name], "gemm"),
+        helper.make_node("MatMul", ["features", "bank"], ["likeness"], "matmul"),
+        helper.make_node("Squeeze", ["likeness", "last"], [SIMILARITY.name], "squeeze"),
     ]
     made = helper.make_graph(
         nodes,
         "colours",
         [helper.make_tensor_value_info(IMAGES.name, TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info(LOGITS.name, TensorProto.FLOAT, ["N", 3])],
+        [
+            helper.make_tensor_value_info(LOGITS.name, TensorProto.FLOAT, ["N", 3]),
+            helper.make_tensor_value_info(SIMILARITY.name, TensorProto.FLOAT, ["N"]),
+        ],
         [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -144,6 +151,7 @@ def test_kept_file_is_a_whole_variant(look: Callable[..., Found], tmp_path: Path
         ort.InferenceSession(tmp_path / name).run(None, {IMAGES.name: images})[0] for name in ("int8.onnx", "fp32.onnx")
     )
     np.testing.assert_allclose(here, there, atol=0.3)
+    assert "bank" in {name for node in model.graph.node for name in node.input}  # as it was: float
 
 
 def test_slow_int8_is_refused(look: Callable[..., Found], tmp_path: Path) -> None:
@@ -360,6 +368,22 @@ def test_broken_int8_does_not_pass_the_proof(run: Path, tmp_path: Path, monkeypa
     with pytest.raises(ParityError, match="onnxruntime int8 is not as right as torch"):
         export(run, tmp_path / "models", "m", with_torchscript=False)
     assert not (tmp_path / "models").exists()
+
+
+def test_int8_that_forgets_what_it_knows_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same logits, but a similarity that makes every picture unknown."""
+
+    def forge(graph: Path, target: Path, **_: object) -> Found:
+        model = onnx.load(graph)
+        (end,) = [node for node in model.graph.node if SIMILARITY.name in node.output]
+        end.output[0] = "before"
+        model.graph.node.append(helper.make_node("Neg", ["before"], [SIMILARITY.name]))
+        onnx.save(model, target)
+        return Found(candidates=(), is_kept=True, reason="", seconds=0)
+
+    monkeypatch.setattr("trainer.export.search", forge)
+    with pytest.raises(ParityError, match=r"onnxruntime int8.*only 0\.0% of pictures stay known or unknown"):
+        export(run, tmp_path / "models", "m", with_torchscript=False)
 
 
 def test_int8_without_onnx_is_refused(run: Path, tmp_path: Path) -> None:
