@@ -3,6 +3,7 @@
 Equal weights and contract give equal bytes, in any process and folder. Proves nothing: that is `proof`.
 """
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Final
@@ -23,15 +24,16 @@ BATCH: Final = torch.export.Dim("batch", min=1, max=4096)
 
 
 class Planar(nn.Module):
-    """The same network over contiguous planes.
+    """The same network over contiguous planes, and with contiguous weights.
 
-    Over the channels_last view that `normalise` returns, torch writes each adaptive pooling to 1x1 as `as_strided`,
-    which becomes Shape, Range and Gather chains in ONNX (27 nodes of 184 in MobileNetV3-Small).
+    Over the channels_last view that `normalise` returns, and behind channels_last weights as training has them, torch
+    writes each adaptive pooling to 1x1 as `as_strided`, which becomes Shape, Range and Gather chains in ONNX (27 nodes
+    of 184 in MobileNetV3-Small).
     """
 
     def __init__(self, model: Recognising) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, C) and similarity (N,) for uint8 (N, H, W, 3)."""

@@ -40,11 +40,15 @@ def write_all(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network with all that exporters like to leave behind: adaptive pooling, dropout, batch normalisation."""
+    """A network with all that exporters like to leave behind: adaptive pooling, dropout, batch normalisation.
+
+    Its weights are channels_last, as training leaves them.
+    """
     torch.manual_seed(0)
     backbone = backbones.build("mobilenet_v3_small", class_count=3, weights="none", image_size=32)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    write_onnx(with_any_bank(Deployed(backbone.model, backbone.mean, backbone.std)), tiny_contract(SPEC), path)
+    model = with_any_bank(Deployed(backbone.model, backbone.mean, backbone.std))
+    write_onnx(model.to(memory_format=torch.channels_last).eval(), tiny_contract(SPEC), path)
     return path
 
 
