@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bundle.errors import BundleError, ProviderError
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Manifest, Variant, check_embedded
+from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Manifest, Precision, Variant, check_embedded
 from bundle.repository import Bundle
 
 Provider = Literal["auto", "cpu", "cuda"]
@@ -59,7 +59,19 @@ def open_model(
 
     Raises BundleError for a file that is not what the manifest says, ProviderError for a missing provider.
     """
-    variant = _choose_variant(bundle.manifest, provider) if precision == "auto" else bundle.manifest.variant(precision)
+    if precision != "auto":
+        variant = bundle.manifest.variant(precision)
+        return _open_variant(bundle, variant, provider=provider, intra_op_threads=intra_op_threads)
+    wants_cuda = _CUDA in _providers(provider)
+    variant = _preferred(bundle.manifest, "fp16" if wants_cuda else "int8")
+    model = _open_variant(bundle, variant, provider=provider, intra_op_threads=intra_op_threads)
+    if wants_cuda and model.provider == "cpu":  # an onnxruntime with CUDA, on a machine without
+        variant = _preferred(bundle.manifest, "int8")
+        return _open_variant(bundle, variant, provider="cpu", intra_op_threads=intra_op_threads)
+    return model
+
+
+def _open_variant(bundle: Bundle, variant: Variant, *, provider: Provider, intra_op_threads: int) -> OnnxModel:
     data = bundle.read(variant.file, variant.sha256)
     path = bundle.folder / variant.file
     session = open_session(data, path, provider=provider, intra_op_threads=intra_op_threads)
@@ -96,9 +108,8 @@ def run_session(session: ort.InferenceSession, images: NDArray[np.uint8]) -> Out
     return Output(*session.run([LOGITS.name, SIMILARITY.name], {IMAGES.name: images}))
 
 
-def _choose_variant(manifest: Manifest, provider: Provider) -> Variant:
-    fast = "fp16" if _CUDA in _providers(provider) else "int8"
-    return manifest.variant(fast if any(one.precision == fast for one in manifest.variants) else "fp32")
+def _preferred(manifest: Manifest, precision: Precision) -> Variant:
+    return manifest.variant(precision if any(one.precision == precision for one in manifest.variants) else "fp32")
 
 
 def _providers(provider: Provider) -> list[str]:

@@ -1,9 +1,10 @@
-"""When may a model with rounded weights stand for the one it was made from? The rule of INT8, in search and proof.
+"""When may a model with rounded numbers stand for the one it was made from? The rule of INT8 and fp16.
 
-Not the rule of fp32 runtimes, which must agree within 1e-4: eight bits move every probability. What counts is that
-held-out pictures are still answered right: at most half a point may be lost. Below 200 pictures that is less than one
-picture, and a single near tie would decide. There one picture may be lost on balance if the mean calibrated probability
-of the true label, an accuracy that every picture has a part in, falls by no more than half a point either.
+Not the rule of fp32 runtimes, which must agree within 1e-4: eight bits move every probability, and sixteen many. What
+counts is that held-out pictures are still answered right: at most half a point may be lost. Below 200 pictures that is
+less than one picture, and a single near tie would decide. There one picture may be lost on balance if the mean
+calibrated probability of the true label, an accuracy that every picture has a part in, falls by no more than half a
+point either.
 """
 
 from dataclasses import dataclass

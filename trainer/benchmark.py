@@ -95,6 +95,8 @@ def _candidates(bundle: Bundle, batches: tuple[int, ...], *, threads: tuple[int,
     for count in threads:
         runs: dict[str, Run] = {}
         for variant in bundle.manifest.variants:
+            if variant.precision == "fp16":
+                continue  # for GPUs: a CPU computes it in float32, with casts
             model = open_model(bundle, precision=variant.precision, intra_op_threads=count)
             runs[f"onnxruntime {variant.precision}"] = model.run
         runs |= {runtime: _torch_run(module, threads=count) for runtime, module in modules.items()}

@@ -149,6 +149,7 @@ def export(
         bool | None,
         typer.Option("--int8/--no-int8", help="Add INT8 where it is as right as fp32 and faster. [default: tried]"),
     ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add float16 for GPUs where it is as right as fp32.")] = False,
 ) -> None:
     """Write the next version of a model, after proving that every runtime gives the same answers."""
     from trainer.export import export as export_run
@@ -163,12 +164,15 @@ def export(
         with_torchscript=torchscript or not onnx,
         with_portable=portable,
         with_int8=int8,
+        with_fp16=fp16,
     )
     print_parity(out, exported.parity, held_out=exported.held_out)
     if exported.int8:
         if exported.int8.candidates:
             print_candidates(out, exported.int8.candidates)
         out.print(f"{exported.int8.reason}; looked for {exported.int8.seconds:.0f} s", markup=False)
+    if exported.fp16:
+        out.print(exported.fp16, markup=False)
     top1 = exported.metrics["top-1"]
     out.print(f"{exported.held_out} accuracy {top1.value:.4f} ({top1.low:.4f} – {top1.high:.4f})")
     print_calibration(out, exported.calibration)

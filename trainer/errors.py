@@ -7,7 +7,7 @@ CalotypeError (bundle.errors)
     ├── WeightsError          pretrained weights that are not at hand
     ├── CheckpointError       a run folder that cannot be read or resumed
     ├── ExportError           a network that cannot be written as asked
-    ├── QuantizationError     a graph that onnxruntime cannot write in INT8; fp32 is exported all the same
+    ├── QuantizationError     a graph that cannot be written in INT8 or float16; fp32 is exported all the same
     ├── ParityError           an export whose runtimes disagree; nothing was written
     ├── PeerError             another process of a training on several failed
     └── Interrupted           Ctrl-C or SIGTERM while training; the last checkpoint is kept
@@ -41,7 +41,7 @@ class ExportError(TrainerError):
 
 
 class QuantizationError(TrainerError):
-    """A graph that cannot be written in INT8."""
+    """A graph that cannot be written with smaller numbers."""
 
 
 class ParityError(TrainerError):

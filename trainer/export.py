@@ -29,6 +29,7 @@ from trainer.calibration import Calibration, compare_temperature, unknown_thresh
 from trainer.checkpoint import Run
 from trainer.data import Picture, Side
 from trainer.errors import ConfigError, QuantizationError
+from trainer.half import FP16_FILE, add_half
 from trainer.int8_search import Evidence, Found, search, stratified
 from trainer.metrics import Ints, evaluate, fit_temperature
 from trainer.onnx_graph import ONNX_FILE, write_onnx
@@ -52,7 +53,7 @@ from trainer.variants import (
 INT8_FILE: Final = "model.int8.onnx"
 GOLDEN_COUNT: Final = 8
 PROOF_FILES: Final = 500  # all where there are fewer; at least 200 are asked for
-_FILES: Final[dict[Precision, str]] = {"fp32": ONNX_FILE, "int8": INT8_FILE}
+_FILES: Final[dict[Precision, str]] = {"fp32": ONNX_FILE, "fp16": FP16_FILE, "int8": INT8_FILE}
 _LIBRARIES: Final = (
     *("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"),
     *("pillow", "simplejpeg", "cykooz-resizer"),  # decide what a pixel is
@@ -70,6 +71,7 @@ class Exported:
     calibration: Calibration
     unknown_below: float
     int8: Found | None  # where it was looked for
+    fp16: str  # what came of it; empty where it was not asked for
 
 
 def export(
@@ -81,17 +83,20 @@ def export(
     with_torchscript: bool = True,
     with_portable: bool = False,
     with_int8: bool | None = None,
+    with_fp16: bool = False,
 ) -> Exported:
     """Write models/name/<next version>; raises ParityError, and then nothing is left behind.
 
     Each format that is asked for is proved against torch. Only a version with ONNX can be served, and only one can
-    have the portable graph or INT8: ConfigError. `with_torchscript` writes its successor, torch.export, beside it.
-    INT8 is looked for unless `with_int8` is False, and added where it is as right and faster.
+    have the portable graph, INT8 or fp16: ConfigError. `with_torchscript` writes its successor, torch.export, beside.
+    INT8 is looked for unless `with_int8` is False, and added where it is as right and faster; fp16 where as right.
     """
     if with_portable and not with_onnx:
         raise ConfigError("--portable stands on the ONNX graph, found --torchscript alone; add --onnx")
     if with_int8 and not with_onnx:
         raise ConfigError("--int8 is made from ONNX, found --torchscript alone; add --onnx, or leave out --int8")
+    if with_fp16 and not with_onnx:
+        raise ConfigError("--fp16 is made from ONNX, found --torchscript alone; add --onnx, or leave out --fp16")
     run = checkpoint.read_run(run_folder)
     _, tensors = checkpoint.load(run_folder, "best")
     sides = checkpoint.read_split(run_folder)
@@ -115,6 +120,9 @@ def export(
             calibration=sides["train"], selection=sides["val"], confirmation=sides[held_out][:PROOF_FILES]
         )
         found = _search_int8(folder, contract, evidence) if with_onnx and with_int8 is not False else None
+        fp16 = ""
+        if with_fp16:
+            fp16 = add_half(folder / ONNX_FILE, folder / FP16_FILE, contract=contract, pictures=evidence.confirmation)
         twins: tuple[Twin, ...] = ()
         if with_torchscript:
             twins += (write_torchscript(model, contract, folder / "model.torchscript.pt"),)
@@ -134,6 +142,7 @@ def export(
         calibration=calibration,
         unknown_below=unknown_below,
         int8=found,
+        fp16=fp16,
     )
 
 

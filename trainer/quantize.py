@@ -41,9 +41,9 @@ _METHODS: Final = {
     "percentile": (CalibrationMethod.Percentile, {"symmetric": False, "percentile": 99.99}),
     "entropy": (CalibrationMethod.Entropy, {}),
 }
-_WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
+WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 _QUANTISED: Final = (
-    *_WEIGHTED,
+    *WEIGHTED,
     *("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul"),
     *("Relu", "Reshape", "Sigmoid", "Split", "Transpose"),
 )
@@ -106,7 +106,7 @@ class Quantizer:
         self._ranges: dict[Method, TensorsData] = {}
         self._types = own_number_types()
         # folds BatchNorm into convolutions, and infers the shapes without which a tensor is not quantised
-        with _library():
+        with library("int8"):
             quant_pre_process(graph, self._prepared, skip_symbolic_shape=True)
         prepared = onnx.load(self._prepared)
         _widen_normalisation(prepared)
@@ -115,7 +115,7 @@ class Quantizer:
 
     def write(self, recipe: Recipe, path: Path) -> None:
         """Write one INT8 file, with the contract in its metadata, and check it. Raises QuantizationError."""
-        with _library():
+        with library("int8"):
             self._write(recipe, path)
 
     def _write(self, recipe: Recipe, path: Path) -> None:
@@ -179,11 +179,13 @@ def kernel_deviation(path: Path, images: NDArray[np.uint8]) -> tuple[Output, Out
 
 
 @contextlib.contextmanager
-def _library() -> Iterator[None]:
+def library(form: str) -> Iterator[None]:
+    """Turn what the libraries that rewrite a graph raise into QuantizationError; `form` names the numbers."""
     try:
         yield
     except Exception as error:  # onnx, onnxruntime and its tools raise a dozen types, all meaning this graph
-        raise QuantizationError(f"onnxruntime cannot write this graph in int8: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise QuantizationError(f"onnxruntime cannot write this graph in {form}: {reason}") from error
 
 
 class _Reader:
@@ -206,7 +208,7 @@ def _widen_normalisation(model: onnx.ModelProto) -> None:
     known = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
     width = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value  # (N, H, W, 3)
     for node in model.graph.node:
-        if node.op_type in _WEIGHTED:
+        if node.op_type in WEIGHTED:
             return
         for name in node.input if node.op_type in ("Add", "Div", "Mul", "Sub") else ():
             if name in constants and list(constants[name].dims) == [1, 3, 1, 1]:
@@ -223,16 +225,21 @@ def _blocks(model: onnx.ModelProto) -> tuple[list[str], list[list[str]]]:
     consecutive layers with weights, each with what stands between it and the next.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    bank = _makers(model, SIMILARITY.name) - _makers(model, LOGITS.name)
+    bank = bank_nodes(model)
     kept: list[str] = []
     layers: list[list[str]] = []
     for node in model.graph.node:  # in topological order
-        if node.op_type in _WEIGHTED and constants & set(node.input) and node.name not in bank:
+        if node.op_type in WEIGHTED and constants & set(node.input) and node.name not in bank:
             layers.append([])
         (layers[-1] if layers and node.name not in bank else kept).append(node.name)
     size = max(1, math.ceil(len(layers) / MAX_BLOCKS))
     runs = [layers[start : start + size] for start in range(0, len(layers), size)]
     return kept, [[name for layer in run for name in layer] for run in runs]
+
+
+def bank_nodes(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes that make the similarity alone."""
+    return _makers(model, SIMILARITY.name) - _makers(model, LOGITS.name)
 
 
 def _makers(model: onnx.ModelProto, output: str) -> set[str]:

@@ -11,12 +11,13 @@ from typing import Final
 import numpy as np
 
 from bundle.golden import answers
-from bundle.manifest import Variant
+from bundle.manifest import Precision, Variant
 from bundle.preprocess import load_input
 from bundle.repository import Bundle
 from bundle.runtime import Choice, Output, joined, open_model
 from bundle.scores import probabilities
 from trainer.data import Picture
+from trainer.half import rehearsal_deviation
 from trainer.int8_trials import load_images
 from trainer.latency import interleaved_medians_ms
 from trainer.metrics import wilson
@@ -26,8 +27,10 @@ from trainer.quantize import kernel_deviation
 GOLDEN_TOLERANCE: Final = 10 * MAX_DIFFERENCE  # other CPUs round otherwise
 GOLDEN_SIMILARITY_TOLERANCE: Final = 10 * MAX_SIMILARITY_DIFFERENCE
 GOLDEN_LOGIT_TOLERANCE: Final = MAX_LOGIT_DIFFERENCE  # in units of the largest golden logit or 1
-INT8_TOLERANCE_MARGIN: Final = 3.0  # times what integer kernels and floats differ by here; saturation is far outside
-INT8_LEAST_TOLERANCE: Final = 0.02  # of a probability or similarity; of a logit in units of the largest golden one or 1
+ROUNDED_TOLERANCE_MARGIN: Final = 3.0  # times what two ways to round differ by here; saturation is far outside
+ROUNDED_LEAST_TOLERANCE: Final = (
+    0.02  # of a probability or similarity; of a logit in units of the largest golden one or 1
+)
 _DEVIATION_FILES: Final = 64
 
 
@@ -39,8 +42,8 @@ def measure(bundle: Bundle, variant: Variant, held_out: tuple[Picture, ...]) -> 
     hits = sum(contract.labels[int(row.argmax())] == item.label for row, item in zip(found, held_out, strict=True))
     largest = max(1.0, float(np.abs(golden.logits).max()))
     tolerances = GOLDEN_TOLERANCE, GOLDEN_LOGIT_TOLERANCE * largest, GOLDEN_SIMILARITY_TOLERANCE
-    if variant.precision == "int8":
-        tolerances = _int8_tolerances(bundle, variant, held_out[:_DEVIATION_FILES], largest=largest)
+    if variant.precision != "fp32":
+        tolerances = _rounded_tolerances(bundle, variant, held_out[:_DEVIATION_FILES], largest=largest)
     tolerance, logit_tolerance, similarity_tolerance = tolerances
     return replace(
         variant,
@@ -50,34 +53,40 @@ def measure(bundle: Bundle, variant: Variant, held_out: tuple[Picture, ...]) -> 
         logit_tolerance=logit_tolerance,
         similarity_tolerance=similarity_tolerance,
         accuracy=wilson(hits, len(held_out)),
+        size_bytes=(bundle.folder / variant.file).stat().st_size,
     )
 
 
-def _int8_tolerances(
+def _rounded_tolerances(
     bundle: Bundle, variant: Variant, pictures: tuple[Picture, ...], *, largest: float
 ) -> tuple[float, float, float]:
-    """Return tolerances of probability, logit and similarity: how far integer kernels and floats are apart here."""
+    """Return tolerances of probability, logit and similarity: from how far integer kernels and floats are apart here,
+    or float16's weights on this CPU and its whole arithmetic.
+    """
     contract = bundle.manifest.contract
-    here, there = kernel_deviation(bundle.folder / variant.file, load_images(pictures, contract))
+    deviation = kernel_deviation if variant.precision == "int8" else rehearsal_deviation
+    here, there = deviation(bundle.folder / variant.file, load_images(pictures, contract))
     scores, other_scores = (probabilities(one.logits, temperature=contract.temperature) for one in (here, there))
     pairs = ((scores, other_scores), (here.logits, there.logits), (here.similarity, there.similarity))
     apart, logits_apart, likeness_apart = (
-        INT8_TOLERANCE_MARGIN * float(np.abs(one - other).max()) for one, other in pairs
+        ROUNDED_TOLERANCE_MARGIN * float(np.abs(one - other).max()) for one, other in pairs
     )
     return (
-        min(1.0, max(INT8_LEAST_TOLERANCE, apart)),
-        max(INT8_LEAST_TOLERANCE * largest, logits_apart),
-        min(1.0, max(INT8_LEAST_TOLERANCE, likeness_apart)),
+        min(1.0, max(ROUNDED_LEAST_TOLERANCE, apart)),
+        max(ROUNDED_LEAST_TOLERANCE * largest, logits_apart),
+        min(1.0, max(ROUNDED_LEAST_TOLERANCE, likeness_apart)),
     )
 
 
 def with_latencies(bundle: Bundle, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    """Return variants with the time of one picture on one thread, taken in turns."""
+    """Return variants with the time of one picture on one thread, taken in turns; none for fp16, which is for GPUs."""
     side = bundle.manifest.contract.preprocess.crop_px
     picture = np.zeros((1, side, side, 3), np.uint8)
-    models = [open_model(bundle, precision=variant.precision) for variant in variants]
+    timed: list[Precision] = [variant.precision for variant in variants if variant.precision != "fp16"]
+    models = [open_model(bundle, precision=precision) for precision in timed]
     times = interleaved_medians_ms([partial(model.run, picture) for model in models])
-    return tuple(replace(variant, latency_ms=time) for variant, time in zip(variants, times, strict=True))
+    latencies = dict(zip(timed, times, strict=True))
+    return tuple(replace(variant, latency_ms=latencies.get(variant.precision)) for variant in variants)
 
 
 def bundle_output(bundle: Bundle, pictures: tuple[Picture, ...], *, precision: Choice = "fp32") -> Output:

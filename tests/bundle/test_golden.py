@@ -10,7 +10,7 @@ from bundle.errors import BundleError, GoldenError
 from bundle.golden import answers, open_proved, replay
 from bundle.repository import GOLDEN_FOLDER, Bundle, load_bundle, write_manifest
 from bundle.runtime import open_model
-from tests.bundle.tiny_bundle import INT8_FILE, SPEC, add_int8, forge, golden_files, graph, make_bundle
+from tests.bundle.tiny_bundle import SPEC, add_variant, forge, golden_files, graph, make_bundle
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def test_answers_are_those_computed_by_hand(tiny: Bundle):
 
 def test_auto_answers_with_fp32_where_int8_does_not_prove_itself(tiny: Bundle):
     """Integer kernels that answer otherwise on this machine are told, not served; by name they are refused."""
-    assert open_proved(add_int8(tiny)).model.variant.precision == "int8"
+    assert open_proved(add_variant(tiny, "int8")).model.variant.precision == "int8"
     skewed = replace(tiny, manifest=replace(tiny.manifest, variants=tiny.manifest.variants[:1]))
-    both = add_int8(skewed, steepness=4.0)
+    both = add_variant(skewed, "int8", steepness=4.0)
     proved = open_proved(both)
     assert (proved.model.variant.precision, proved.difference < 1e-5) == ("fp32", True)
     assert "(int8): golden picture black.png answers" in proved.refused
@@ -50,8 +50,8 @@ def test_auto_answers_with_fp32_where_int8_does_not_prove_itself(tiny: Bundle):
 
 def test_a_flipped_byte_in_int8_is_no_reason_to_fall_back(tiny: Bundle):
     """A file that is not what was exported stops everything."""
-    both = add_int8(tiny)
-    flip_byte(both.folder / INT8_FILE)
+    both = add_variant(tiny, "int8")
+    flip_byte(both.folder / "model.int8.onnx")
     with pytest.raises(BundleError, match="sha256"):
         open_proved(both)
 

@@ -7,9 +7,10 @@ import onnxruntime as ort
 import pytest
 
 from bundle.errors import BundleError, ProviderError
+from bundle.manifest import Precision
 from bundle.repository import Bundle
 from bundle.runtime import open_model
-from tests.bundle.tiny_bundle import add_int8, forge, graph, make_bundle
+from tests.bundle.tiny_bundle import add_variant, forge, graph, make_bundle
 
 
 @pytest.fixture
@@ -64,24 +65,47 @@ def test_a_precision_that_is_not_there_is_refused(tiny: Bundle):
         open_model(tiny, precision="int8")
 
 
+class FakeCuda:
+    """A session that says it runs on CUDA, where there is such a device, and runs on the CPU."""
+
+    def __init__(self, session: type[ort.InferenceSession], *, has_device: bool) -> None:
+        self._session = session
+        self._has_device = has_device
+
+    def __call__(self, *args, providers: list[str], **options):
+        session = self._session(*args, providers=["CPUExecutionProvider"], **options)
+        if self._has_device and providers[0] == "CUDAExecutionProvider":
+            session.get_providers = lambda: providers
+        return session
+
+
 @pytest.mark.parametrize(
-    ("available", "wanted"),
-    [(["CPUExecutionProvider"], "int8"), (["CUDAExecutionProvider", "CPUExecutionProvider"], "fp32")],
+    ("available", "has_device", "there", "wanted"),
+    [
+        ("CPU", False, ("int8", "fp16"), "int8"),
+        ("CPU", False, ("fp16",), "fp32"),
+        ("CUDA CPU", True, ("int8", "fp16"), "fp16"),
+        ("CUDA CPU", True, ("int8",), "fp32"),
+        ("CUDA CPU", False, ("int8", "fp16"), "int8"),
+        ("CUDA CPU", False, ("fp16",), "fp32"),
+    ],
 )
-def test_auto_takes_int8_on_a_cpu_alone(
-    tiny: Bundle, available: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_takes_what_suits_the_provider(
+    tiny: Bundle,
+    available: str,
+    has_device: bool,
+    there: tuple[Precision, ...],
+    wanted: Precision,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """On CUDA it would take fp16, and fp32 where that is not there."""
-    assert open_model(tiny, precision="auto").variant.precision == "fp32"
-    both = add_int8(tiny)
-    monkeypatch.setattr(ort, "get_available_providers", lambda: available)
-    session = ort.InferenceSession
-
-    def cpu_alone(*args, **options):
-        return session(*args, **{**options, "providers": ["CPUExecutionProvider"]})
-
-    monkeypatch.setattr(ort, "InferenceSession", cpu_alone)
-    assert open_model(both, precision="auto", provider="auto").variant.precision == wanted
+    """int8 on a CPU alone, fp16 on CUDA alone; a CPU is also where onnxruntime has CUDA and finds no device."""
+    for precision in there:
+        tiny = add_variant(tiny, precision)
+    providers = [f"{name}ExecutionProvider" for name in available.split()]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(ort, "InferenceSession", FakeCuda(ort.InferenceSession, has_device=has_device))
+    model = open_model(tiny, precision="auto", provider="auto")
+    assert (model.variant.precision, model.provider) == (wanted, "cuda" if has_device else "cpu")
 
 
 def test_a_model_without_its_contract_is_refused(tiny: Bundle):

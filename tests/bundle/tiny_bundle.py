@@ -25,6 +25,7 @@ from bundle.manifest import (
     GoldenPicture,
     Interval,
     Manifest,
+    Precision,
     Provenance,
     Twin,
     Variant,
@@ -36,7 +37,6 @@ from bundle.repository import GOLDEN_FOLDER, Bundle, load_bundle, new_version, w
 SPEC = PreprocessSpec(resize_px=8, crop_px=4)
 STEEPNESS = 8.0
 MODEL_FILE = "model.onnx"
-INT8_FILE = "model.int8.onnx"
 
 
 def png(picture: Image.Image) -> bytes:
@@ -218,14 +218,12 @@ def make_bundle(
     return load_bundle(models / name / str(version))
 
 
-def add_int8(bundle: Bundle, *, steepness: float = STEEPNESS) -> Bundle:
-    """Add an int8 variant, floats in truth; with another steepness its golden answers are a lie."""
+def add_variant(bundle: Bundle, precision: Precision, *, steepness: float = STEEPNESS) -> Bundle:
+    """Add an int8 or fp16 variant, floats in truth; with another steepness its golden answers are a lie."""
     contract, manifest = bundle.manifest.contract, bundle.manifest
-    model = graph(contract, steepness=steepness)
-    (bundle.folder / INT8_FILE).write_bytes(model)
-    added = replace(
-        manifest.variant("fp32"), precision="int8", file=INT8_FILE, sha256=hashlib.sha256(model).hexdigest()
-    )
+    model, file = graph(contract, steepness=steepness), f"model.{precision}.onnx"
+    (bundle.folder / file).write_bytes(model)
+    added = replace(manifest.variant("fp32"), precision=precision, file=file, sha256=hashlib.sha256(model).hexdigest())
     write_manifest(bundle.folder, replace(manifest, variants=(*manifest.variants, added)))
     return load_bundle(bundle.folder)
 

@@ -134,9 +134,10 @@ def test_bundle_adds_proof_and_files(report: Report) -> None:
     """Parity, variants with size and latency, and the twin."""
     manifest = make_manifest(make_contract())
     variant = replace(manifest.variants[0], latency_ms=3.25)
+    half = replace(variant, precision="fp16", file="model.fp16.onnx", latency_ms=None)
     parity = (Parity(runtime="onnxruntime fp32", picture_count=153, equal_top1=152, max_difference=2.5e-6),)
-    sizes = {"model.onnx": 13_700_000, "model.pt": 1_000}
-    facts = BundleFacts(manifest=replace(manifest, variants=(variant,)), parity=parity, sizes=sizes)
+    sizes = {"model.onnx": 13_700_000, "model.fp16.onnx": 6_900_000, "model.pt": 1_000}
+    facts = BundleFacts(manifest=replace(manifest, variants=(variant, half)), parity=parity, sizes=sizes)
     page = render.render(report, facts)
     for text in (
         "tiny 1",
@@ -146,6 +147,8 @@ def test_bundle_adds_proof_and_files(report: Report) -> None:
         "2.5e-06",
         "13.7\N{NO-BREAK SPACE}MB",
         "3.2 ms",
+        "6.9\N{NO-BREAK SPACE}MB",
+        "for GPUs",
         "model.pt",
     ):
         assert text in page
