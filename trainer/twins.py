@@ -14,6 +14,7 @@ from bundle.manifest import CONTRACT_KEY, Contract, Twin, check_embedded, contra
 from bundle.repository import Bundle, file_sha256
 from trainer.onnx_graph import BATCH
 from trainer.similarity import Recognising
+from trainer.source_lines import without_source_lines
 
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # images to logits and similarity
 
@@ -26,7 +27,7 @@ def write_torchscript(model: Recognising, contract: Contract, path: Path) -> Twi
         traced = torch.jit.trace(model, torch.zeros(2, side, side, 3, dtype=torch.uint8))  # type: ignore[no-untyped-call]
         buffer = io.BytesIO()  # not the path: torch ends the whole process where the disk is full
         torch.jit.save(traced, buffer, _extra_files={CONTRACT_KEY: contract_to_json(contract)})
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(without_source_lines(buffer.getvalue()))
     return Twin(runtime="torchscript", file=path.name, sha256=file_sha256(path))
 
 

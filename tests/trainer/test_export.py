@@ -1,6 +1,7 @@
 """The mission's own tests: torch, its exports and ONNX Runtime give the same answers, or nothing is written."""
 
 import copy
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_export_writes_a_bundle_that_opens(exported: Bundle) -> None:
     for batch in (1, 2, 7, 64):
         output = model.run(np.zeros((batch, 64, 64, 3), np.uint8))
         assert (output.logits.shape, output.similarity.shape) == ((batch, 3), (batch,))
+
+
+def test_no_file_of_a_bundle_names_a_place_of_this_machine(exported: Bundle, run: Path) -> None:
+    """Neither the source tree nor its libraries, nor the folder of the run; in archives' members neither."""
+    source = Path(trainer.__file__).parents[1]
+    places = [str(place).encode() for place in (source, Path(torch.__file__).parents[1], run.parent)]
+    files = {str(path): path.read_bytes() for path in exported.folder.rglob("*") if path.is_file()}
+    for path in [path for path in files if path.endswith((".pt", ".pt2"))]:
+        with zipfile.ZipFile(path) as archive:
+            files |= {f"{path}/{name}": archive.read(name) for name in archive.namelist()}
+    assert any(".torchscript.pt/" in name and "/code/" in name and name.endswith(".py") for name in files)
+    assert [name for name, data in files.items() if any(place in data for place in places)] == []
 
 
 def test_versions_ascend(run: Path, tmp_path: Path) -> None:
