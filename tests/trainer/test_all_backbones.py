@@ -5,6 +5,7 @@ A few in every `make test`; all of them, one small member each, in `make test-al
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -12,6 +13,8 @@ import torchvision
 from bundle.manifest import Contract
 from trainer import backbones, torchvision_models
 from trainer.data import Picture, load_labelled
+from trainer.half import FP16_FILE, rehearsal_deviation, write_half
+from trainer.int8_trials import load_images
 from trainer.network import Deployed
 from trainer.onnx_graph import ONNX_FILE, write_onnx
 from trainer.portable import PORTABLE_FILE, prove_portable, write_portable
@@ -64,7 +67,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Picture, ...]:
     [pytest.param(name, marks=() if name in REPRESENTATIVE else pytest.mark.all_backbones) for name in FAMILIES],
 )
 def test_family_answers_alike_everywhere(name: str, files: tuple[Picture, ...], tmp_path: Path) -> None:
-    """Real files: ONNX Runtime, TorchScript, torch.export and the portable graph agree with torch at every batch."""
+    """Real files: ONNX Runtime, TorchScript, torch.export and the portable graph agree with torch at every batch.
+
+    float16 can be written, and stays finite; random weights make near ties that its rule would refuse.
+    """
     torch.manual_seed(0)
     backbone = backbones.build(name, class_count=3, weights="none", image_size=FAMILIES[name])
     torch.nn.init.normal_(backbone.model.head.weight, std=0.1)
@@ -90,6 +96,8 @@ def test_family_answers_alike_everywhere(name: str, files: tuple[Picture, ...], 
     assert [item.runtime for item in parity] == ["onnxruntime fp32", "torchscript", "torch.export", "portable"]
     assert all(item.equal_top1 == item.picture_count == 30 for item in parity)
     assert all(item.max_difference <= 1e-4 for item in parity)
+    write_half(tmp_path / ONNX_FILE, tmp_path / FP16_FILE, contract)
+    assert np.isfinite(rehearsal_deviation(tmp_path / FP16_FILE, load_images(files[:3], contract))).all()
 
 
 def test_no_family_of_torchvision_is_left_out() -> None:
