@@ -91,6 +91,9 @@ class FitConfig(AugmentConfig):
     soup: Annotated[
         int, _knob("Try means of the weights of so many best epochs, keep one if better; 0 is off.", low=0, high=20)
     ] = 0
+    compile: Annotated[
+        bool, typer.Option(help="Compile the network first: minutes on a CPU, for faster steps; needs a C++ compiler.")
+    ] = False
     patience: Annotated[int, _knob("Stop after so many epochs without a better validation score.", low=1)] = 4
     val_share: Annotated[float, _knob("Hold out this share for validation (unsplit data).", low=0.02, high=0.5)] = 0.15
     test_share: Annotated[float, _knob("Hold out this share for the test (unsplit data).", low=0, high=0.5)] = 0.15

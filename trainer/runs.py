@@ -47,7 +47,7 @@ def begin(data: Path, folder: Path, config: FitConfig, *, world: World | None = 
 
 def _begin(data: Path, folder: Path, config: FitConfig, *, process_count: int) -> _Start:
     progress, started = Progress(), time.monotonic()
-    _check_processes(config, process_count)
+    _check_options(config, process_count)
     if (folder / "run.json").exists():
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     dataset = load_dataset(
@@ -88,17 +88,19 @@ def resume(folder: Path, *, world: World | None = None) -> Session:
 
 def _resume(folder: Path, *, process_count: int) -> _Start:
     run = checkpoint.read_run(folder)
-    _check_processes(run.config, process_count)
+    _check_options(run.config, process_count)
     name: checkpoint.Name = "last" if (folder / "last.json").exists() else "best"
     state, tensors = checkpoint.load(folder, name)
     return _Start(run=run, sides=checkpoint.read_split(folder), state=state, tensors=tensors)
 
 
-def _check_processes(config: FitConfig, process_count: int) -> None:
+def _check_options(config: FitConfig, process_count: int) -> None:
     if config.batch_size < process_count:
         raise ConfigError(f"--batch-size {config.batch_size} is that of all {process_count} processes; raise it")
     if process_count > 1 and (config.time_budget or config.accumulate > 1 or config.soup):
         raise ConfigError("--time-budget, --accumulate and --soup are for one process; leave them out under torchrun")
+    if config.compile and config.time_budget:
+        raise ConfigError("--compile takes minutes that no plan foresees; leave out --time-budget or --compile")
 
 
 def _session(start: _Start, folder: Path, world: World) -> Session:

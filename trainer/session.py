@@ -38,6 +38,7 @@ class Session:
     state: State
     world: World = field(default_factory=World)
     trained: nn.Module = field(init=False)  # model.classifier, or what averages its gradients over processes
+    compiled: nn.Module | None = None  # the same for full batches, where it was asked for
     clock: Callable[[], float] = time.monotonic
     started: float = field(default_factory=time.monotonic)  # by that clock
     used_before: float = 0.0  # seconds: of reading the data, and of earlier processes where the run is resumed

@@ -41,11 +41,13 @@ def take_step(
     if world.rank:
         torch.manual_seed(derive_seed(int(torch.initial_seed()), world.rank))  # dropout: other units on other pictures
     weights = None if class_weights is None else class_weights.to(device.name)
+    is_full = batch_count == config.batch_size
+    network = session.compiled if session.compiled is not None and is_full else session.trained
     optimizer.zero_grad()
     total = 0.0
     for part_planes, part_rows in parts(planes, rows, count=config.accumulate):
         with device.autocast():
-            logits = session.trained(part_planes)
+            logits = network(part_planes)
         share = len(part_rows) / len(rows) * world.weight(batch_count)
         loss = loss_of(logits.float(), part_rows, config, weights) * share
         mean_loss = world.mean(float(loss.detach()))

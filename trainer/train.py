@@ -16,6 +16,7 @@ from trainer import checkpoint
 from trainer.augment import resolve
 from trainer.budget import Plan
 from trainer.checkpoint import Score, State, part, prefixed
+from trainer.compiled import compiled, compiler_errors
 from trainer.decoded import decoded_folder
 from trainer.distributed import SharedBatches
 from trainer.errors import Interrupted
@@ -109,6 +110,8 @@ def _fine_tune(session: Session, plan: Plan) -> None:
     config, state = session.run.config, session.state
     model = session.model
     session.trained = session.world.wrap(model.classifier, frozen_batchnorm=config.batchnorm == "frozen")
+    if config.compile:
+        session.compiled = compiled(session.trained)
     optimizer = make_optimizer(model.classifier, config)
     tensors = session.world.from_first(lambda: _last_tensors(session.folder))
     if not tensors and config.weights == "none":
@@ -183,15 +186,16 @@ def _epoch(
             torch.manual_seed(derive_seed(config.seed, epoch, step, 1))  # dropout, mixup: one stream a step
             factor = lr_factor(epoch * steps + step, total_steps=plan.epochs * steps, warmup=config.warmup)
             count = min(config.batch_size, len(indices) - step * config.batch_size)  # of all processes together
-            loss = take_step(
-                session,
-                optimizer,
-                images=images,
-                targets=targets,
-                class_weights=class_weights,
-                factor=factor,
-                batch_count=count,
-            )
+            with compiler_errors():
+                loss = take_step(
+                    session,
+                    optimizer,
+                    images=images,
+                    targets=targets,
+                    class_weights=class_weights,
+                    factor=factor,
+                    batch_count=count,
+                )
             if config.ema:
                 update_average(average, session.model, decay=config.ema, step=epoch * steps + step)
             session.state = replace(session.state, epoch=epoch, step=step + 1, loss_sum=session.state.loss_sum + loss)
