@@ -95,7 +95,11 @@ def data_clean(
     run: RunFolder,
     to: Annotated[Path | None, typer.Option("--to", help="Write this CSV; default: RUN/fixes.csv.")] = None,
 ) -> None:
-    """List likely label errors and the hardest errors in a CSV for you to edit; no picture is changed."""
+    """List likely label errors and the hardest errors in a CSV for you to edit; no picture is changed.
+
+    A picture is suspected where a classifier that has not seen it, nor its duplicates, prefers another label, and it is
+    among the surest such pictures: as many for each pair of classes as confident learning estimates to be mislabelled.
+    """
     from trainer.checkpoint import read_run
     from trainer.clean import clean
 
