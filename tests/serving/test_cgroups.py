@@ -75,7 +75,7 @@ def test_a_server_under_a_quota_of_half_a_core_plans_for_one(half_a_core, models
         "folder = Path(sys.argv[1])\n"
         "served = load_model(folder, ServerSettings(), metrics=Metrics())\n"
         "(future,) = served.submit([next((folder / 'golden').iterdir()).read_bytes()])\n"
-        "print(usable_cores(), len(future.result(60)), served.close(60))\n"
+        "print(usable_cores(), len(future.result(60).scores), served.close(60))\n"
     )
     command = [sys.executable, "-c", script, str(models / "colours" / "1")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
