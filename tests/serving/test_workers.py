@@ -95,6 +95,8 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
     """kill -9: others' connections lose nothing, its own fail as UNAVAILABLE, and a new process takes its place."""
     with crew(models) as (running, pids, port, _):
         channels = [connection(port) for _ in range(CONNECTIONS)]
+        for channel in channels:
+            classify(channel)  # connected, or all might connect after the kill
         outcomes = [[] for _ in channels]
         stopping = threading.Event()
 
