@@ -6,13 +6,14 @@ in an environment each, made with pip below .cache/anchors. Without DATA, subset
 
 Each peer runs the recipe of its documentation, or where that names none its usual settings; `--epochs` shortens all of
 them to see that they work. The accuracy is that of the last epoch (the best epoch is printed too: choosing it on the
-pictures that it is measured on flatters; our own fit chooses so, and both columns show that). Wall time is that of the
-whole process, imports included.
+pictures that it is measured on flatters; our own fit chooses so, and both columns show that). Wall and CPU time are
+those of the whole process, imports included; a busy machine spoils the first more.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -49,6 +50,7 @@ class Result:
     last: float  # validation accuracy
     best: float
     seconds: float  # of the process
+    cpu_s: float  # of the process and those that it started
 
 
 def main() -> None:
@@ -60,11 +62,20 @@ def main() -> None:
         python = sys.executable if name == "calotype" else _environment(name, shared=options.shared_environment)
         for seed in range(options.seeds):
             console.print(f"{name}, seed {seed}")
-            results.setdefault(name, []).append(run(name, python, data, seed=seed, epochs=options.epochs))
-    table = Table("recipe", "accuracy, last epoch", "best epoch", "seconds", title=f"{data}, {options.seeds} seed(s)")
+            result = run(name, python, data, seed=seed, epochs=options.epochs)
+            console.print(result)  # the table is hours away
+            results.setdefault(name, []).append(result)
+    table = Table(
+        "recipe",
+        "accuracy, last epoch",
+        "best epoch",
+        "seconds",
+        "CPU seconds",
+        title=f"{data}, {options.seeds} seed(s)",
+    )
     for name, rows in results.items():
         cells = [_spread([100 * row.last for row in rows]), _spread([100 * row.best for row in rows])]
-        table.add_row(name, *cells, _spread([row.seconds for row in rows]))
+        table.add_row(name, *cells, _spread([row.seconds for row in rows]), _spread([row.cpu_s for row in rows]))
     console.print(table)
 
 
@@ -72,18 +83,27 @@ def run(name: str, python: str, data: Path, *, seed: int, epochs: int | None) ->
     """Run one recipe in its own process; the last line that it prints is its result."""
     place = (PLACE / "runs" / f"{data.name}-{name}-{seed}").resolve()
     shutil.rmtree(place, ignore_errors=True)
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), _children_cpu_s()
+
+    def result(*, last: float, best: float) -> Result:
+        return Result(last=last, best=best, seconds=time.monotonic() - started, cpu_s=_children_cpu_s() - cpu_started)
+
     if name == "calotype":
         command = [python, "-m", "trainer", "fit", str(data.resolve()), "--out", str(place), "--seed", str(seed)]
         command += [] if epochs is None else ["--epochs", str(epochs)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         best = json.loads((place / "best.json").read_text())["best"]["accuracy"]
-        return Result(last=best, best=best, seconds=time.monotonic() - started)  # it chooses itself
+        return result(last=best, best=best)  # it chooses itself
     command = [python, str(RECIPES.resolve()), name, str(data.resolve()), str(seed), str(epochs or 0)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     accuracies = json.loads(done.stdout.splitlines()[-1])
-    return Result(last=accuracies[-1], best=max(accuracies), seconds=time.monotonic() - started)
+    return result(last=accuracies[-1], best=max(accuracies))
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def digit_subset(per_class: int) -> Path:
