@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx.utils import Extractor
 from PIL import Image
 
-from bundle.manifest import Contract
+from bundle.contract import Contract
 from bundle.preprocess import load_input
 from bundle.repository import Bundle, load_bundle
 from bundle.runtime import open_model

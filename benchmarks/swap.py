@@ -20,7 +20,7 @@ import onnx
 import typer
 
 from benchmarks.server_process import ServerProcess, running_server
-from bundle.manifest import CONTRACT_KEY, contract_to_json
+from bundle.contract import CONTRACT_KEY, contract_to_json
 from bundle.repository import load_bundle, write_manifest
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc

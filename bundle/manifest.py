@@ -1,69 +1,27 @@
 """The manifest of a bundle, `bundle.json`: its parts as frozen dataclasses; load, check, save.
 
 Read strictly: an unknown field, a wrong type or a nonsense value is a BundleError that names the field, what was
-found and what was wanted. The part of it that decides an answer (`Contract`) is repeated inside the model files, so
-that a label swapped in one place shows.
+found and what was wanted. The part of it that decides an answer is `contract`.
 """
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from bundle.contract import IMAGES, LOGITS, SIMILARITY, STRICT, Contract, Cosine, first_problem
 from bundle.errors import BundleError
-from bundle.preprocess import PreprocessSpec
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
-CONTRACT_KEY: Final = "calotype"  # metadata_props key in ONNX, extra file name in TorchScript
 MAX_MANIFEST_BYTES: Final = 32 * 2**20
 
-_STRICT: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # no folder: nothing leaves the bundle
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Pixels = Annotated[int, Field(ge=1, le=4096)]
-Triple = tuple[float, float, float]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
 Precision = Literal["fp32", "fp16", "int8"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One end of the graph."""
-
-    name: str
-    dtype: str
-    layout: str
-
-    __pydantic_config__ = _STRICT
-
-
-IMAGES: Final = TensorSpec(name="images", dtype="uint8", layout="NHWC")
-LOGITS: Final = TensorSpec(name="logits", dtype="float32", layout="NC")
-SIMILARITY: Final = TensorSpec(name="similarity", dtype="float32", layout="N")  # to the training pictures, -1..1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contract:
-    """What decides an answer: it stands in the manifest and inside every model file."""
-
-    name: ModelName
-    version: Annotated[int, Field(ge=1)]
-    labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...], Field(min_length=2)]
-    preprocess: PreprocessSpec
-    input: TensorSpec = IMAGES
-    output: TensorSpec = LOGITS
-    similarity: TensorSpec = SIMILARITY
-    mean: Triple  # of the 0..1 range, RGB; for the record, since normalisation is inside the graph
-    std: Triple
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    unknown_below: Cosine  # similarity under which a picture is unlike anything the model was trained on
-
-    __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +32,7 @@ class Interval:
     low: float
     high: float
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +51,7 @@ class Variant:
     size_bytes: Annotated[int, Field(gt=0)] | None = None
     latency_ms: Annotated[float, Field(gt=0)] | None = None  # one picture, one thread, exporting machine; not of fp16
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +62,7 @@ class Twin:
     file: FileName
     sha256: Sha256
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +73,7 @@ class GoldenPicture:
     sha256: Sha256
     label: str  # the truth, not the model's answer
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +88,7 @@ class Candidate:
     size_bytes: Annotated[int, Field(gt=0)]
     verdict: Annotated[str, Field(min_length=1, max_length=1024)]  # "kept", or why not
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +105,7 @@ class Provenance:
     commit: str | None = None
     fixes: str | None = None  # how many labels were corrected before training, and by which file
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +122,7 @@ class Manifest:
     candidates: tuple[Candidate, ...] = ()  # for int8; empty where none was looked for
     format_version: int = field(default=FORMAT_VERSION)
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     def variant(self, precision: str) -> Variant:
         """Return the variant of that precision; raises BundleError where there is none."""
@@ -180,7 +138,6 @@ class Manifest:
 
 
 _MANIFEST: Final = TypeAdapter(Manifest)
-_CONTRACT: Final = TypeAdapter(Contract)
 
 
 def to_json(manifest: Manifest) -> str:
@@ -194,7 +151,7 @@ def from_json(text: str | bytes, *, source: str) -> Manifest:
     try:
         manifest = _MANIFEST.validate_json(text, strict=True)
     except ValidationError as error:
-        raise BundleError(f"{source}: {_first_problem(error)}; export the bundle again") from error
+        raise BundleError(f"{source}: {first_problem(error)}; export the bundle again") from error
     _check_consistency(manifest, source)
     return manifest
 
@@ -216,28 +173,6 @@ def manifest_bytes(folder: Path) -> bytes:
         raise BundleError(f"{path}: {error.strerror}; wanted a folder that `trainer export` wrote") from error
 
 
-def contract_to_json(contract: Contract) -> str:
-    """Return the text that is embedded in model files; equal contracts give equal text."""
-    return json.dumps(_CONTRACT.dump_python(contract, mode="json"), sort_keys=True, ensure_ascii=True)
-
-
-def check_embedded(contract: Contract, embedded: str | None, *, source: str) -> None:
-    """Raise BundleError unless a model file carries the manifest's own contract."""
-    if embedded is None:
-        raise BundleError(f"{source}: no {CONTRACT_KEY!r} metadata in the model file; export the bundle again")
-    try:
-        inside = _CONTRACT.validate_json(embedded, strict=True)
-    except ValidationError as error:
-        raise BundleError(f"{source}: metadata in the model file: {_first_problem(error)}") from error
-    for part in fields(Contract):
-        here, there = getattr(contract, part.name), getattr(inside, part.name)
-        if here != there:
-            raise BundleError(
-                f"{source}: manifest and model file disagree on {part.name}: {_brief(here)} here, {_brief(there)} "
-                "inside the model; one of them was changed after export, export the bundle again"
-            )
-
-
 def _check_format_version(text: str | bytes, source: str) -> None:
     try:
         document: Any = json.loads(text)
@@ -249,17 +184,6 @@ def _check_format_version(text: str | bytes, source: str) -> None:
             f"{source}: format_version is {found!r}, wanted {FORMAT_VERSION}; "
             "use the release of Calotype that wrote it, or export the bundle again"
         )
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "document"
-    return f"{where}: found {_brief(problem['input'])}, wanted: {problem['msg'].lower()}"
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _check_consistency(manifest: Manifest, source: str) -> None:

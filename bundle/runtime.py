@@ -12,8 +12,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, check_embedded
 from bundle.errors import BundleError, ProviderError
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Manifest, Precision, Variant, check_embedded
+from bundle.manifest import Manifest, Precision, Variant
 from bundle.repository import Bundle
 
 Provider = Literal["auto", "cpu", "cuda"]

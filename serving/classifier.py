@@ -12,8 +12,8 @@ import numpy as np
 import structlog
 
 from bundle import golden
+from bundle.contract import Contract
 from bundle.errors import BundleError
-from bundle.manifest import Contract
 from bundle.preprocess import DecodeLimits
 from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, open_model

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from bundle import __version__
+from bundle.contract import Contract
 from bundle.errors import ImageError
-from bundle.manifest import Contract
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.classifier import ServedModel

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from bundle.manifest import IMAGES, LOGITS, Contract
+from bundle.contract import IMAGES, LOGITS, Contract
 from bundle.runtime import open_session
 from trainer.backbones import build, infos
 from trainer.classifier import Backbone

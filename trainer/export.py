@@ -10,16 +10,9 @@ from typing import Final
 import numpy as np
 import torch
 
+from bundle.contract import Contract
 from bundle.golden import replay
-from bundle.manifest import (
-    Contract,
-    GoldenPicture,
-    Interval,
-    Manifest,
-    Precision,
-    Twin,
-    Variant,
-)
+from bundle.manifest import GoldenPicture, Interval, Manifest, Precision, Twin, Variant
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import GOLDEN_FOLDER, file_sha256, load_bundle, new_version, write_manifest
 from bundle.runtime import Output, joined, open_model

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from bundle.contract import Contract
 from bundle.errors import BundleError
-from bundle.manifest import Contract
 from bundle.runtime import Output, joined, open_session, run_session
 from trainer.data import Picture
 from trainer.errors import QuantizationError

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bundle.manifest import Candidate, Contract
+from bundle.contract import Contract
+from bundle.manifest import Candidate
 from trainer.data import Picture
 from trainer.int8_trials import Examination, Measure, Trial, answer, load_images, preferred, time_trials
 from trainer.latency import interleaved_medians_ms

@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import IMAGES, Candidate, Contract
+from bundle.contract import IMAGES, Contract
+from bundle.manifest import Candidate
 from bundle.preprocess import load_input
 from bundle.runtime import Output, joined, open_session, run_session
 from bundle.scores import probabilities

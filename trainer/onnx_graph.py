@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from trainer.errors import ExportError
 from trainer.similarity import Recognising
 

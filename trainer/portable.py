@@ -23,7 +23,8 @@ import onnx
 import onnxruntime as ort
 from onnx import compose, parser
 
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, Twin, check_embedded
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, check_embedded
+from bundle.manifest import Twin
 from bundle.preprocess import decode, to_input
 from bundle.repository import Bundle, file_sha256
 from bundle.runtime import open_model

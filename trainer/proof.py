@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bundle.manifest import Contract
+from bundle.contract import Contract
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import Bundle
 from bundle.runtime import Output, joined, open_model

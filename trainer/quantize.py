@@ -28,7 +28,7 @@ from onnxruntime.quantization import (
     quant_pre_process,
 )
 
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from bundle.runtime import Output, joined, run_session
 from trainer.errors import QuantizationError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from bundle.manifest import CONTRACT_KEY, Contract, Twin, check_embedded, contract_to_json
+from bundle.contract import CONTRACT_KEY, Contract, check_embedded, contract_to_json
+from bundle.manifest import Twin
 from bundle.repository import Bundle, file_sha256
 from trainer.onnx_graph import BATCH
 from trainer.similarity import Recognising

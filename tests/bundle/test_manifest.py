@@ -10,21 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bundle.contract import Contract, TensorSpec, check_embedded, contract_to_json
 from bundle.errors import BundleError
 from bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     Candidate,
-    Contract,
     GoldenPicture,
     Interval,
     Manifest,
     Provenance,
-    TensorSpec,
     Twin,
     Variant,
-    check_embedded,
-    contract_to_json,
     from_json,
     load_manifest,
     to_json,

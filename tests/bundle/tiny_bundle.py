@@ -15,22 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundle.manifest import (
-    CONTRACT_KEY,
-    IMAGES,
-    LOGITS,
-    SIMILARITY,
-    Candidate,
-    Contract,
-    GoldenPicture,
-    Interval,
-    Manifest,
-    Precision,
-    Provenance,
-    Twin,
-    Variant,
-    contract_to_json,
-)
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.manifest import Candidate, GoldenPicture, Interval, Manifest, Precision, Provenance, Twin, Variant
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import GOLDEN_FOLDER, Bundle, load_bundle, new_version, write_manifest
 

@@ -8,8 +8,9 @@ import tried
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bundle.contract import check_embedded, contract_to_json
 from bundle.errors import BundleError
-from bundle.manifest import check_embedded, contract_to_json, from_json, load_manifest, to_json
+from bundle.manifest import from_json, load_manifest, to_json
 from serving.errors import TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
 from serving.tokens import Gate, new_token, read_tokens

@@ -11,15 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from bundle import golden
-from bundle.manifest import (
-    CONTRACT_KEY,
-    Contract,
-    GoldenPicture,
-    Manifest,
-    Provenance,
-    Variant,
-    contract_to_json,
-)
+from bundle.contract import CONTRACT_KEY, Contract, contract_to_json
+from bundle.manifest import GoldenPicture, Manifest, Provenance, Variant
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import GOLDEN_FOLDER, load_bundle, new_version, write_manifest
 from bundle.runtime import open_model

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bundle.manifest import Contract, GoldenPicture, Manifest, Provenance, Twin, Variant
+from bundle.contract import Contract
+from bundle.manifest import GoldenPicture, Manifest, Provenance, Twin, Variant
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import Bundle, file_sha256, load_bundle, write_manifest
 from trainer.classifier import Classifier

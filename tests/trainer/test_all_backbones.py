@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from bundle.manifest import Contract
+from bundle.contract import Contract
 from trainer import backbones, torchvision_models
 from trainer.data import Picture, load_labelled
 from trainer.half import FP16_FILE, rehearsal_deviation, write_half

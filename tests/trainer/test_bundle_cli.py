@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bundle.manifest import CONTRACT_KEY, Twin, contract_to_json
+from bundle.contract import CONTRACT_KEY, contract_to_json
+from bundle.manifest import Twin
 from bundle.repository import Bundle, file_sha256, load_bundle, write_manifest
 from tests.bundle.tiny_bundle import STEEPNESS, make_bundle
 from trainer.benchmark import measure

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import trainer
+from bundle.contract import Contract
 from bundle.errors import BundleError
-from bundle.manifest import Contract
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import Bundle, load_bundle
 from bundle.runtime import open_model

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from bundle.golden import open_proved
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import load_bundle
 from bundle.runtime import open_model

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from bundle.manifest import CONTRACT_KEY, contract_to_json
+from bundle.contract import CONTRACT_KEY, contract_to_json
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import file_sha256
 from bundle.runtime import joined, open_model

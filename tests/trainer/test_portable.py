@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from bundle.contract import CONTRACT_KEY, Contract, contract_to_json
 from bundle.errors import BundleError
-from bundle.manifest import CONTRACT_KEY, Contract, Twin, contract_to_json
+from bundle.manifest import Twin
 from bundle.preprocess import PreprocessSpec, to_input
 from bundle.repository import Bundle
 from bundle.runtime import joined, open_model

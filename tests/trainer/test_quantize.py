@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from PIL import Image
 
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from bundle.errors import BundleError
-from bundle.manifest import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import load_bundle
 from bundle.runtime import open_model
