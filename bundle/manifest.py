@@ -48,7 +48,6 @@ class Variant:
     logit_tolerance: Annotated[float, Field(gt=0)]  # the same of a logit: saturated probabilities hide a skew
     similarity_tolerance: Annotated[float, Field(gt=0, le=1)]  # the same of a similarity
     accuracy: Interval | None = None
-    size_bytes: Annotated[int, Field(gt=0)] | None = None
     latency_ms: Annotated[float, Field(gt=0)] | None = None  # one picture, one thread, exporting machine; not of fp16
 
     __pydantic_config__ = STRICT

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from bundle.contract import IMAGES, LOGITS, Contract
-from bundle.runtime import open_session
+from bundle.contract import Contract
+from bundle.runtime import open_session, run_session
 from trainer.backbones import build, infos
 from trainer.classifier import Backbone
 from trainer.cross_validation import CrossValidated, cross_validate
@@ -106,4 +106,4 @@ def _measure(
     write_onnx(Recognising(model, torch.from_numpy(features[:BANK_PICTURES])), contract, path)
     session = open_session(path.read_bytes(), path, provider="cpu", intra_op_threads=1)
     images = np.zeros((1, backbone.spec.crop_px, backbone.spec.crop_px, 3), dtype=np.uint8)
-    return cross_validate(features, targets, clusters), lambda: session.run([LOGITS.name], {IMAGES.name: images})
+    return cross_validate(features, targets, clusters), lambda: run_session(session, images)

@@ -53,7 +53,6 @@ def measure(bundle: Bundle, variant: Variant, held_out: tuple[Picture, ...]) -> 
         logit_tolerance=logit_tolerance,
         similarity_tolerance=similarity_tolerance,
         accuracy=wilson(hits, len(held_out)),
-        size_bytes=(bundle.folder / variant.file).stat().st_size,
     )
 
 
