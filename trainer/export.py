@@ -1,8 +1,5 @@
 """Write a run as the next version of a model: model files, golden pictures, manifest; only if all agree."""
 
-import datetime
-import importlib.metadata
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -12,15 +9,16 @@ import torch
 
 from bundle.contract import Contract
 from bundle.golden import replay
-from bundle.manifest import GoldenPicture, Interval, Manifest, Precision, Twin, Variant
+from bundle.manifest import Interval, Manifest, Twin
 from bundle.preprocess import PreprocessSpec, load_input
-from bundle.repository import GOLDEN_FOLDER, file_sha256, load_bundle, new_version, write_manifest
+from bundle.repository import load_bundle, new_version, write_manifest
 from bundle.runtime import Output, joined, open_model
 from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.calibration import Calibration, compare_temperature, unknown_threshold
 from trainer.checkpoint import Run
 from trainer.data import Picture, Side
+from trainer.draft import INT8_FILE, choose_golden, draft
 from trainer.errors import ConfigError, QuantizationError
 from trainer.half import FP16_FILE, add_half
 from trainer.int8_search import Evidence, Found, search, stratified
@@ -35,22 +33,12 @@ from trainer.session import restore_model
 from trainer.similarity import BANK_PICTURES, Recognising, with_bank
 from trainer.twins import write_exported_program, write_torchscript
 from trainer.variants import (
-    GOLDEN_LOGIT_TOLERANCE,
-    GOLDEN_SIMILARITY_TOLERANCE,
-    GOLDEN_TOLERANCE,
     bundle_output,
     measure,
     with_latencies,
 )
 
-INT8_FILE: Final = "model.int8.onnx"
-GOLDEN_COUNT: Final = 8
 PROOF_FILES: Final = 500  # all where there are fewer; at least 200 are asked for
-_FILES: Final[dict[Precision, str]] = {"fp32": ONNX_FILE, "fp16": FP16_FILE, "int8": INT8_FILE}
-_LIBRARIES: Final = (
-    *("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy"),
-    *("pillow", "simplejpeg", "cykooz-resizer"),  # decide what a pixel is
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +110,7 @@ def export(
             twins += (write_exported_program(model, contract, folder / "model.pt2"),)
         if with_portable:
             twins += (write_portable(contract, folder / ONNX_FILE, folder / PORTABLE_FILE),)
-        manifest = _draft(run, contract, twins, folder, choose_golden(sides[held_out]))
+        manifest = draft(run, contract, twins, folder, choose_golden(sides[held_out]))
         manifest = replace(manifest, candidates=found.candidates if found else ())
         manifest, parity = _prove_and_measure(manifest, folder, model, run, sides[held_out])
         write_papers(folder, run_folder, manifest, parity=tuple(parity))
@@ -136,59 +124,6 @@ def export(
         unknown_below=unknown_below,
         int8=found,
         fp16=fp16,
-    )
-
-
-def choose_golden(pictures: tuple[Picture, ...]) -> tuple[Picture, ...]:
-    """Return up to 8 pictures: class after class in turn, the smallest files first, so that bundles stay light."""
-    by_label: dict[str, list[Picture]] = {}
-    for picture in sorted(pictures, key=lambda item: (item.path.stat().st_size, item.sha256)):
-        by_label.setdefault(picture.label, []).append(picture)
-    turns = max(len(members) for members in by_label.values())
-    in_turn = [
-        by_label[label][turn] for turn in range(turns) for label in sorted(by_label) if turn < len(by_label[label])
-    ]
-    return tuple(in_turn[:GOLDEN_COUNT])
-
-
-def _draft(
-    run: Run, contract: Contract, twins: tuple[Twin, ...], folder: Path, golden: tuple[Picture, ...]
-) -> Manifest:
-    """Return a manifest whose golden answers are still to be measured."""
-    (folder / GOLDEN_FOLDER).mkdir()
-    items = []
-    for number, picture in enumerate(golden):
-        file = f"{number:02d}{picture.path.suffix.lower()}"
-        (folder / GOLDEN_FOLDER / file).write_bytes(picture.path.read_bytes())
-        items.append(GoldenPicture(file=file, sha256=file_sha256(folder / GOLDEN_FOLDER / file), label=picture.label))
-    unmeasured = Variant(
-        precision="fp32",
-        file=ONNX_FILE,
-        sha256="",
-        golden_logits=tuple((0.0,) * len(contract.labels) for _ in golden),
-        golden_similarity=tuple(0.0 for _ in golden),
-        tolerance=GOLDEN_TOLERANCE,
-        logit_tolerance=GOLDEN_LOGIT_TOLERANCE,
-        similarity_tolerance=GOLDEN_SIMILARITY_TOLERANCE,
-    )
-    variants = tuple(
-        replace(unmeasured, precision=precision, file=file, sha256=file_sha256(folder / file))
-        for precision, file in _FILES.items()
-        if (folder / file).exists()
-    )
-    created = datetime.datetime.now(datetime.UTC)
-    if "SOURCE_DATE_EPOCH" in os.environ:
-        created = datetime.datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), datetime.UTC)
-    return Manifest(
-        contract=contract,
-        created=created.isoformat(timespec="seconds"),
-        variants=variants,
-        twins=twins,
-        golden=tuple(items),
-        metrics={},
-        provenance=replace(
-            run.provenance, libraries={library: importlib.metadata.version(library) for library in _LIBRARIES}
-        ),
     )
 
 
