@@ -26,8 +26,8 @@ from bundle.runtime import Output, joined, open_session, run_session
 from trainer.data import Picture
 from trainer.errors import QuantizationError
 from trainer.int8_trials import Examination
-from trainer.onnx_graph import save
-from trainer.quantize import WEIGHTED, bank_nodes, library
+from trainer.onnx_graph import WEIGHTED, bank_nodes, save
+from trainer.quantize import library
 
 FP16_FILE: Final = "model.fp16.onnx"
 LARGEST: Final = float(np.finfo(np.float16).max)

@@ -19,6 +19,7 @@ from trainer.similarity import Recognising
 OPSET: Final = 18
 MAX_IR: Final = 10
 ONNX_FILE: Final = "model.onnx"
+WEIGHTED: Final = ("Conv", "Gemm", "MatMul")  # layers with weights, as ONNX names them
 MAX_WEIGHT_BYTES: Final = 2**31 - 2**25  # protobuf ends at 2 GiB; 32 MiB are left for the graph itself
 BATCH: Final = torch.export.Dim("batch", min=1, max=4096)
 
@@ -83,6 +84,21 @@ def strip_comments(proto: onnx.ModelProto) -> None:
     for part in parts:
         part.doc_string = ""
         del part.metadata_props[:]
+
+
+def bank_nodes(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes that make the similarity alone."""
+    return _makers(model, SIMILARITY.name) - _makers(model, LOGITS.name)
+
+
+def _makers(model: onnx.ModelProto, output: str) -> set[str]:
+    """Return the names of all nodes that an output depends on."""
+    wanted, names = {output}, set()
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            names.add(node.name)
+    return names
 
 
 def _check_size(model: nn.Module) -> None:

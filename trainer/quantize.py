@@ -28,9 +28,10 @@ from onnxruntime.quantization import (
     quant_pre_process,
 )
 
-from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.contract import CONTRACT_KEY, IMAGES, Contract, contract_to_json
 from bundle.runtime import Output, joined, run_session
 from trainer.errors import QuantizationError
+from trainer.onnx_graph import WEIGHTED, bank_nodes
 
 Method = Literal["minmax", "percentile", "entropy"]
 MAX_BLOCKS: Final = 25  # of consecutive layers, as fine as sensitivity is measured
@@ -41,7 +42,6 @@ _METHODS: Final = {
     "percentile": (CalibrationMethod.Percentile, {"symmetric": False, "percentile": 99.99}),
     "entropy": (CalibrationMethod.Entropy, {}),
 }
-WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 _QUANTISED: Final = (
     *WEIGHTED,
     *("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul"),
@@ -235,18 +235,3 @@ def _blocks(model: onnx.ModelProto) -> tuple[list[str], list[list[str]]]:
     size = max(1, math.ceil(len(layers) / MAX_BLOCKS))
     runs = [layers[start : start + size] for start in range(0, len(layers), size)]
     return kept, [[name for layer in run for name in layer] for run in runs]
-
-
-def bank_nodes(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the nodes that make the similarity alone."""
-    return _makers(model, SIMILARITY.name) - _makers(model, LOGITS.name)
-
-
-def _makers(model: onnx.ModelProto, output: str) -> set[str]:
-    """Return the names of all nodes that an output depends on."""
-    wanted, names = {output}, set()
-    for node in reversed(model.graph.node):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            names.add(node.name)
-    return names
