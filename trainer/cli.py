@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
-from rich.table import Column, Table
 
 from bundle.errors import CalotypeError, ImageError
 from bundle.flags import spread
@@ -220,30 +219,6 @@ def predict(
             typer.echo(f"{path}: unknown, perhaps {listed}" if unknown else f"{path}: {listed}")
     if failures:
         raise typer.Exit(1)
-
-
-@app.command()
-def backbones(
-    pattern: Annotated[str, typer.Argument(help="List only names like this, such as 'timm:*lite*'.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """List the networks by name; any timm model goes as timm:NAME."""
-    from trainer.backbones import infos
-
-    rows = infos(pattern)
-    if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
-        return
-    table = Table(Column("name", no_wrap=True), "million parameters", "GMACs", "ImageNet top-1 %", "px", "offline")
-    for row in rows:
-        figures = (row.parameters_m, row.gmacs, row.top1)
-        table.add_row(
-            row.name,
-            *(f"{value:.1f}" if value is not None else "–" for value in figures),
-            str(row.input_px or "–"),
-            "yes" if row.offline else "no",
-        )
-    out.print(table)
 
 
 def _files(paths: Iterable[Path]) -> Iterable[Path]:

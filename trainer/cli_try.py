@@ -1,4 +1,4 @@
-"""The commands to try before a fit: which backbone, which learning rate. They write no run."""
+"""The commands to try before a fit: which backbones there are, which is best, which learning rate. No run is written."""
 
 import dataclasses
 import json
@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from trainer.baseline import Baseline
 
 try_app = typer.Typer()
+
+
+@try_app.command()
+def backbones(
+    pattern: Annotated[str, typer.Argument(help="List only names like this, such as 'timm:*lite*'.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the networks by name; any timm model goes as timm:NAME."""
+    from trainer.backbones import infos
+
+    rows = infos(pattern)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    table = Table(Column("name", no_wrap=True), "million parameters", "GMACs", "ImageNet top-1 %", "px", "offline")
+    for row in rows:
+        figures = (row.parameters_m, row.gmacs, row.top1)
+        table.add_row(
+            row.name,
+            *(f"{value:.1f}" if value is not None else "–" for value in figures),
+            str(row.input_px or "–"),
+            "yes" if row.offline else "no",
+        )
+    out.print(table)
 
 
 @try_app.command()
