@@ -15,10 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer import checkpoint
 from trainer.augment import resolve
 from trainer.budget import Plan
-from trainer.checkpoint import Score, State, part, prefixed
+from trainer.checkpoint import Score, part, prefixed
 from trainer.compiled import compiled, compiler_errors
 from trainer.decoded import decoded_folder
 from trainer.distributed import SharedBatches
+from trainer.epoch_end import best_epoch, finish_epoch, fits
 from trainer.errors import Interrupted
 from trainer.interruption import interruptible
 from trainer.network import Deployed
@@ -40,7 +41,7 @@ from trainer.pictures import (
 )
 from trainer.probe import fit_probe
 from trainer.session import Session
-from trainer.soup import cook, keep_candidate
+from trainer.soup import cook
 from trainer.step import take_step
 
 
@@ -75,7 +76,7 @@ def fit(session: Session) -> Outcome:
     seconds_fine_tune = session.clock() - began - seconds_probe
     return Outcome(
         probe=state.probe,
-        fine_tuned=_best_epoch(session.folder),
+        fine_tuned=best_epoch(session.folder),
         kept=state.best_stage,
         seconds_probe=seconds_probe,
         seconds_fine_tune=seconds_fine_tune,
@@ -126,12 +127,12 @@ def _fine_tune(session: Session, plan: Plan) -> None:
     writer = SummaryWriter(folder, purge_step=state.epoch) if is_first else nullcontext()
     with writer as board, interruptible(is_patient=session.world.size > 1) as stop:
         for epoch in range(state.epoch, plan.epochs):
-            if plan.budget_seconds is not None and not _fits(session, plan, epoch):
+            if plan.budget_seconds is not None and not fits(session, plan, epoch):
                 session.progress.say(f"stopped after {epoch} of {plan.epochs} epochs: another would end too late")
                 break
             started = session.clock()
             _epoch(session, epoch, plan, optimizer=optimizer, average=average, stop=stop)
-            session.state = _finish_epoch(session, epoch, average, board=board, started=started)
+            session.state = finish_epoch(session, epoch, average, board=board, started=started)
             session.save("last", _all_tensors(model, average, optimizer))
             if session.state.finished and epoch + 1 < plan.epochs:
                 session.progress.say(f"stopped early: no better epoch in {config.patience}")
@@ -212,70 +213,8 @@ def _epoch(
     session.state = replace(session.state, data_wait_seconds=waited)
 
 
-def _finish_epoch(
-    session: Session, epoch: int, average: dict[str, Tensor], *, board: SummaryWriter | None, started: float
-) -> State:
-    """Score the averaged weights on validation; keep them as `best` where they are."""
-    own = {name: value.detach().clone() for name, value in session.model.state_dict().items()}
-    session.model.load_state_dict(average if session.run.config.ema else own)
-    session.world.align(session.model)
-    score, logits = session.validate()
-    state = session.world.from_first(lambda: _record(session, epoch, score, logits, board=board, started=started))
-    session.model.load_state_dict(own)
-    return state
-
-
-def _record(
-    session: Session, epoch: int, score: Score, logits: Tensor, *, board: SummaryWriter | None, started: float
-) -> State:
-    """Write an epoch's score into the run folder; return where the run stands after it."""
-    state, config, plan = session.state, session.run.config, session.state.plan
-    assert plan is not None
-    loss = state.loss_sum / state.step
-    seconds = state.fine_tune_seconds + session.clock() - started  # a resumed epoch counts from there
-    state = replace(state, epoch=epoch + 1, step=0, loss_sum=0.0, fine_tune_seconds=seconds)
-    if score.beats(state.best):
-        state = replace(state, best=score, best_stage="fine-tune", best_epoch=epoch)
-        checkpoint.save(session.folder, "best", state, checkpoint.best_tensors(session.model.state_dict(), logits))
-    row: dict[str, float | int | str] = {
-        "epoch": epoch,
-        "loss": loss,
-        "val_accuracy": score.accuracy,
-        "val_log_loss": score.log_loss,
-    }
-    checkpoint.append_history(session.folder, row, before_epoch=epoch)
-    if config.soup:
-        keep_candidate(session, epoch)
-    for name in ("loss", "val_accuracy", "val_log_loss"):
-        assert board is not None
-        board.add_scalar(name, row[name], epoch)
-    session.progress.epoch_done(epoch, loss=loss, accuracy=score.accuracy)
-    waited = epoch - max(state.best_epoch, _best_epoch_number(session.folder))
-    return replace(state, finished=waited >= config.patience or epoch + 1 == plan.epochs)
-
-
-def _fits(session: Session, plan: Plan, epoch: int) -> bool:
-    """Say whether an epoch ends within the budget: as long as those before took, or as planned for the first."""
-    assert plan.budget_seconds is not None
-    if not epoch:
-        return True
-    each = session.state.fine_tune_seconds / epoch
-    return session.used_seconds() + each <= plan.budget_seconds
-
-
 def _last_tensors(folder: Path) -> dict[str, Tensor]:
     return checkpoint.load(folder, "last")[1] if (folder / "last.json").exists() else {}
-
-
-def _best_epoch(folder: Path) -> Score | None:
-    rows = checkpoint.best_first(checkpoint.read_history(folder))
-    return Score(accuracy=float(rows[0]["val_accuracy"]), log_loss=float(rows[0]["val_log_loss"])) if rows else None
-
-
-def _best_epoch_number(folder: Path) -> int:
-    """Return the best epoch of fine-tuning: patience counts from there, whether or not it beat the probe."""
-    rows = checkpoint.best_first(checkpoint.read_history(folder))
-    return max(int(row["epoch"]) for row in rows if row["val_accuracy"] == rows[0]["val_accuracy"])
 
 
 def _all_tensors(model: Deployed, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
