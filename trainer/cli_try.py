@@ -1,4 +1,4 @@
-"""The commands to try before a fit: which backbones there are, which is best, which learning rate. No run is written."""
+"""The commands to try before a fit: which backbones there are, which is best, which learning rate. None makes a run."""
 
 import dataclasses
 import json
