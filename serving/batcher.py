@@ -17,48 +17,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final, Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
-from serving.errors import DeadlineExceededError, NotReadyError
+from serving.errors import NotReadyError
+from serving.observer import Closing, Observer
+from serving.ticket import Ticket, past_deadline
 
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
-Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left to idle instances; nothing more waited
 _NICENESS: Final = 10  # the threads that compute give way to the one that talks
-
-
-@dataclass(frozen=True, eq=False)
-class _Ticket(Generic[Answer]):
-    """What an item keeps from admission to its answer."""
-
-    future: Future[Answer]
-    size_bytes: int
-    deadline: float | None
-    admitted: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Ready(Generic[Row, Answer]):
     """An item that an instance may take."""
 
-    ticket: _Ticket[Answer]
+    ticket: Ticket[Answer]
     make_row: Callable[[], Row]
     since: float
-
-
-class Observer:
-    """Hears what a batcher does, from its threads; this one does not listen."""
-
-    def on_wait(self, seconds: float) -> None:
-        """Hear how long an item waited for a thread, all told."""
-
-    def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
-        """Hear of a batch that was run, and for how long."""
-
-    def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
-        """Hear of an admitted item that was not run."""
 
 
 class Batcher(Generic[Payload, Row, Answer]):
@@ -81,7 +59,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._lock = threading.Lock()
         self._has_incoming = threading.Condition(self._lock)
         self._has_ready = threading.Condition(self._lock)
-        self._incoming: deque[tuple[_Ticket[Answer], Payload]] = deque()
+        self._incoming: deque[tuple[Ticket[Answer], Payload]] = deque()
         self._ready: deque[_Ready[Row, Answer]] = deque()
         self._preparing = 0
         self._idle = 0
@@ -112,7 +90,10 @@ class Batcher(Generic[Payload, Row, Answer]):
         would take longer than that, and NotReadyError after `close`.
         """
         now = self._clock()
-        tickets = [_Ticket[Answer](Future(), size_bytes, deadline, now) for size_bytes in sizes_bytes]
+        tickets = [
+            Ticket[Answer](future=Future(), size_bytes=size_bytes, deadline=deadline, admitted=now)
+            for size_bytes in sizes_bytes
+        ]
         with self._lock:
             if self._is_closing:
                 raise NotReadyError("the server is shutting down; send it to another one")
@@ -142,13 +123,14 @@ class Batcher(Generic[Payload, Row, Answer]):
             self._ready.clear()
             self._has_ready.notify_all()
         for ticket in left:
-            _fail(ticket, NotReadyError("the server stopped before this was run; send it to another one"))
+            ticket.fail(NotReadyError("the server stopped before this was run; send it to another one"))
         return not left and not any(thread.is_alive() for thread in self._threads)
 
     def _prepare_loop(self) -> None:
         while (entry := self._next_incoming()) is not None:
             ticket, payload = entry
-            row, error = None, _past_deadline() if self._is_late(ticket) else None
+            row = None
+            error: Exception | None = past_deadline() if ticket.is_late(self._clock()) else None
             if error is None and not ticket.future.cancelled():
                 try:
                     row = self._prepare(payload)
@@ -156,7 +138,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                     error = failure
             self._finish_prepare(ticket, row, error)
 
-    def _next_incoming(self) -> tuple[_Ticket[Answer], Payload] | None:
+    def _next_incoming(self) -> tuple[Ticket[Answer], Payload] | None:
         with self._lock:
             while not self._incoming:
                 if self._is_closing:
@@ -165,7 +147,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             self._preparing += 1
             return self._incoming.popleft()
 
-    def _finish_prepare(self, ticket: _Ticket[Answer], row: Row | None, error: Exception | None) -> None:
+    def _finish_prepare(self, ticket: Ticket[Answer], row: Row | None, error: Exception | None) -> None:
         with self._lock:
             self._preparing -= 1
             if row is not None:
@@ -176,14 +158,14 @@ class Batcher(Generic[Payload, Row, Answer]):
             if self._is_closing:
                 self._has_ready.notify_all()
         if error is not None:
-            _fail(ticket, error)
+            ticket.fail(error)
 
     def _run_loop(self) -> None:
         while (batch := self._next_batch()) is not None:
             live, expired, closing = batch
             for ticket in expired:
                 self._observer.on_drop("deadline")
-                _fail(ticket, _past_deadline())
+                ticket.fail(past_deadline())
             if live:
                 self._run_batch(live, closing=closing)
 
@@ -211,7 +193,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             self._admission.note_pace(pace_s)
 
-    def _rows(self, batch: list[_Ready[Row, Answer]]) -> tuple[list[_Ticket[Answer]], list[Row]]:
+    def _rows(self, batch: list[_Ready[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
         tickets, rows = [], []
         for item in batch:
@@ -220,15 +202,15 @@ class Batcher(Generic[Payload, Row, Answer]):
             except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this item's caller
                 item.ticket.future.set_exception(error)
                 continue
-            if self._is_late(item.ticket):
+            if item.ticket.is_late(self._clock()):
                 self._observer.on_drop("deadline")
-                item.ticket.future.set_exception(_past_deadline())
+                item.ticket.future.set_exception(past_deadline())
                 continue
             tickets.append(item.ticket)
             rows.append(row)
         return tickets, rows
 
-    def _next_batch(self) -> tuple[list[_Ready[Row, Answer]], list[_Ticket[Answer]], Closing] | None:
+    def _next_batch(self) -> tuple[list[_Ready[Row, Answer]], list[Ticket[Answer]], Closing] | None:
         """Wait for work; return what to run (futures marked running) and what has expired, or None at the end."""
         with self._lock:
             self._idle += 1
@@ -257,23 +239,20 @@ class Batcher(Generic[Payload, Row, Answer]):
         even = -(-len(self._ready) // self._idle)
         return max(size for size in self._limits.batch_sizes if size <= even)
 
-    def _take(self, share: int) -> tuple[list[_Ready[Row, Answer]], list[_Ticket[Answer]]]:
+    def _take(self, share: int) -> tuple[list[_Ready[Row, Answer]], list[Ticket[Answer]]]:
         """Take up to `share` items that are to be run, and with them whatever before them is cancelled or expired."""
         live: list[_Ready[Row, Answer]] = []
         expired = []
         while self._ready and len(live) < share:
             item = self._ready.popleft()
             self._admission.leave(item.ticket.size_bytes)
-            if self._is_late(item.ticket):
+            if item.ticket.is_late(self._clock()):
                 expired.append(item.ticket)
             elif item.ticket.future.set_running_or_notify_cancel():
                 live.append(item)
             else:
                 self._observer.on_drop("cancelled")
         return live, expired
-
-    def _is_late(self, ticket: _Ticket[Answer]) -> bool:
-        return ticket.deadline is not None and ticket.deadline <= self._clock()
 
 
 def _work(loop: Callable[[], None]) -> None:
@@ -285,12 +264,3 @@ def _work(loop: Callable[[], None]) -> None:
 
 def _same(row: Row) -> Row:
     return row
-
-
-def _past_deadline() -> Exception:
-    return DeadlineExceededError("the deadline passed while this waited in the queue; allow more time or send less")
-
-
-def _fail(ticket: _Ticket[Answer], error: Exception) -> None:
-    if ticket.future.set_running_or_notify_cancel():
-        ticket.future.set_exception(error)

@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from bundle import __version__
-from serving.batcher import Closing, Observer
+from serving.observer import Closing, Observer
 
 MAX_COUNTED_LABELS: Final = 1000  # a model with more classes is counted without their names: each is a time series
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -6,12 +6,13 @@ import pytest
 import tiny_bundle
 
 from serving.admission import BatcherLimits
-from serving.batcher import Batcher, Observer
+from serving.batcher import Batcher
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
 from serving.errors import DeadlineExceededError, QueueFullError, UnknownModelError
 from serving.metrics import Metrics
+from serving.observer import Observer
 from serving.settings import ServerSettings
 
 COLOURS = {"model": "colours", "version": "1"}

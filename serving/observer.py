@@ -1,0 +1,18 @@
+"""What a batcher tells of its work."""
+
+from typing import Literal
+
+Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left to idle instances; nothing more waited
+
+
+class Observer:
+    """Hears what a batcher does, from its threads; this one does not listen."""
+
+    def on_wait(self, seconds: float) -> None:
+        """Hear how long an item waited for a thread, all told."""
+
+    def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
+        """Hear of a batch that was run, and for how long."""
+
+    def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
+        """Hear of an admitted item that was not run."""

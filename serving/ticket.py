@@ -1,0 +1,33 @@
+"""What a queued item keeps from admission to its answer, and how it ends without one."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serving.errors import DeadlineExceededError
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ticket(Generic[Answer]):
+    """One admitted item. Its future is answered exactly once."""
+
+    future: Future[Answer]
+    size_bytes: int
+    deadline: float | None  # seconds of the batcher's clock
+    admitted: float  # likewise
+
+    def is_late(self, now: float) -> bool:
+        """Say whether the deadline has passed."""
+        return self.deadline is not None and self.deadline <= now
+
+    def fail(self, error: Exception) -> None:
+        """End an item that nothing has begun to run, unless its caller has cancelled it."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+def past_deadline() -> DeadlineExceededError:
+    """Return the error of an item that waited too long."""
+    return DeadlineExceededError("the deadline passed while this waited in the queue; allow more time or send less")
