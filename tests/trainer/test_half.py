@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.contract import Contract
 from bundle.golden import open_proved
 from bundle.preprocess import PreprocessSpec
 from bundle.repository import load_bundle
@@ -20,10 +20,9 @@ from trainer.export import export
 from trainer.half import add_half, rehearsal_deviation, write_half
 from trainer.int8_trials import answer, load_images
 
+from .colour_graph import LABELS, NORMAL, SIDE, write_colour_graph
 from .pictures import make_folder
 
-LABELS = ("blue", "green", "red")
-SIDE = 32
 CONTRACT = Contract(
     name="m",
     version=1,
@@ -39,43 +38,16 @@ def graph(path: Path, *, gain: float = 1.0, shift: float = 0.0) -> Path:
     """Write uint8 NHWC -> normalise to about -1..1 -> times gain, plus shift -> back again -> mean -> colour logits."""
     eye = np.eye(3, dtype=np.float32)[:, :, np.newaxis, np.newaxis]
     constants = {
-        "mean": np.full((1, 3, 1, 1), 123.675, np.float32),
-        "scale": np.float32(1 / 127.5),
         "up": np.float32(gain) * eye,
         "shift": np.full(3, shift, np.float32),
         "down": eye / np.float32(gain),
         "unshift": np.full(3, -shift / gain, np.float32),
-        "head": 20 * np.eye(3, dtype=np.float32)[:, ::-1].copy(),
-        "bank": np.full((3, 1), 0.1, np.float32),
-        "last": np.array([1]),
     }
-    nodes = [
-        helper.make_node("Transpose", [IMAGES.name], ["planes"], "transpose", perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["planes"], ["floats"], "cast", to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["floats", "mean"], ["centred"], "sub"),
-        helper.make_node("Mul", ["centred", "scale"], ["normal"], "mul"),
-        helper.make_node("Conv", ["normal", "up", "shift"], ["large"], "conv0"),
+    layers = [
+        helper.make_node("Conv", [NORMAL, "up", "shift"], ["large"], "conv0"),
         helper.make_node("Conv", ["large", "down", "unshift"], ["small"], "conv1"),
-        helper.make_node("GlobalAveragePool", ["small"], ["pooled"], "pool"),
-        helper.make_node("Flatten", ["pooled"], ["features"], "flatten"),
-        helper.make_node("Gemm", ["features", "head"], [LOGITS.name], "gemm"),
-        helper.make_node("MatMul", ["features", "bank"], ["likeness"], "matmul"),
-        helper.make_node("Squeeze", ["likeness", "last"], [SIMILARITY.name], "squeeze"),
     ]
-    made = helper.make_graph(
-        nodes,
-        "colours",
-        [helper.make_tensor_value_info(IMAGES.name, TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
-        [
-            helper.make_tensor_value_info(LOGITS.name, TensorProto.FLOAT, ["N", 3]),
-            helper.make_tensor_value_info(SIMILARITY.name, TensorProto.FLOAT, ["N"]),
-        ],
-        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, {CONTRACT_KEY: contract_to_json(CONTRACT)})
-    onnx.save(model, path)
-    return path
+    return write_colour_graph(path, CONTRACT, layers, constants, mean=123.675)
 
 
 @pytest.fixture(scope="module")

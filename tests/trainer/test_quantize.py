@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import ArrayLike
+from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType
 from PIL import Image
 
@@ -27,10 +28,9 @@ from trainer.int8_search import Evidence, Found, search, stratified
 from trainer.latency import FEWEST_ROUNDS, ROUNDS, interleaved_medians_ms
 from trainer.quantize import Recipe, number_types
 
+from .colour_graph import LABELS, NORMAL, SIDE, write_colour_graph
 from .pictures import make_folder
 
-LABELS = ("blue", "green", "red")
-SIDE = 32
 CONTRACT = Contract(
     name="m",
     version=1,
@@ -49,45 +49,19 @@ def graph(path: Path, *, outliers: tuple[int, ...] = ()) -> Path:
 
     Channels 0 to 2 hand red, green and blue on; channel 3 is a constant, OUTLIER behind the layers in `outliers`.
     """
-    constants = {"mean": np.float32([127.5] * 3).reshape(1, 3, 1, 1), "scale": np.float32(1 / 127.5)}
-    nodes = [
-        helper.make_node("Transpose", [IMAGES.name], ["planes"], "transpose", perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["planes"], ["floats"], "cast", to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["floats", "mean"], ["centred"], "sub"),
-        helper.make_node("Mul", ["centred", "scale"], ["x0"], "mul"),
-    ]
+    constants: dict[str, ArrayLike] = {}
+    layers, entry = [], NORMAL
     for layer in range(LAYERS):
         weight = np.zeros((4, 4 if layer else 3, 1, 1), np.float32)
         weight[:3, :3, 0, 0] = np.eye(3)
         constants[f"w{layer}"] = weight
         constants[f"b{layer}"] = np.float32([0 if layer else 1] * 3 + [OUTLIER if layer in outliers else 0])
-        nodes += [
-            helper.make_node("Conv", [f"x{layer}", f"w{layer}", f"b{layer}"], [f"y{layer}"], f"conv{layer}"),
+        layers += [
+            helper.make_node("Conv", [entry, f"w{layer}", f"b{layer}"], [f"y{layer}"], f"conv{layer}"),
             helper.make_node("Relu", [f"y{layer}"], [f"x{layer + 1}"], f"relu{layer}"),
         ]
-    constants["head"] = np.float32([[0, 0, 20], [0, 20, 0], [20, 0, 0], [0, 0, 0]])
-    constants |= {"bank": np.float32([[0.1], [0.1], [0.1], [0]]), "last": np.array([1])}
-    nodes += [
-        helper.make_node("GlobalAveragePool", [f"x{LAYERS}"], ["pooled"], "pool"),
-        helper.make_node("Flatten", ["pooled"], ["features"], "flatten"),
-        helper.make_node("Gemm", ["features", "head"], [LOGITS.name], "gemm"),
-        helper.make_node("MatMul", ["features", "bank"], ["likeness"], "matmul"),
-        helper.make_node("Squeeze", ["likeness", "last"], [SIMILARITY.name], "squeeze"),
-    ]
-    made = helper.make_graph(
-        nodes,
-        "colours",
-        [helper.make_tensor_value_info(IMAGES.name, TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
-        [
-            helper.make_tensor_value_info(LOGITS.name, TensorProto.FLOAT, ["N", 3]),
-            helper.make_tensor_value_info(SIMILARITY.name, TensorProto.FLOAT, ["N"]),
-        ],
-        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, {CONTRACT_KEY: contract_to_json(CONTRACT)})
-    onnx.save(model, path)
-    return path
+        entry = f"x{layer + 1}"
+    return write_colour_graph(path, CONTRACT, layers, constants, mean=127.5, channels=4)
 
 
 def times(*milliseconds: float) -> Callable[[Sequence[Callable[[], object]]], list[float]]:
