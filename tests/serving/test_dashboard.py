@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -60,7 +61,7 @@ def exposition(tmp_path_factory):
         await asyncio.to_thread(held.taken.wait, 20)
         late = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
         queued = server._dispatcher.catalogue.find()._batcher
-        await until(lambda: queued.queued_items and queued._is_late(queued._ready[0].ticket))
+        await until(lambda: queued.queued_items and queued._ready[0].ticket.is_late(time.monotonic()))
         held.let_go.set()
         await asyncio.gather(first, late)
         await asking("/v1/classify", **form(RED, b"no picture", tiny_bundle.picture("blue")))

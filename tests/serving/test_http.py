@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import threading
+import time
 from dataclasses import dataclass, replace
 
 import grpc
@@ -303,7 +304,7 @@ def test_a_deadline_is_kept(models):
         await asyncio.to_thread(held.taken.wait, 20)
         second = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
         queued = server._dispatcher.catalogue.find()._batcher
-        await until(lambda: queued.queued_items and queued._is_late(queued._ready[0].ticket))
+        await until(lambda: queued.queued_items and queued._ready[0].ticket.is_late(time.monotonic()))
         held.let_go.set()
         await first
         return (await second).error
