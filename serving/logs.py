@@ -33,7 +33,7 @@ def configure_logs(*, log_format: str = "console", log_level: str = "info") -> N
     structlog.configure(
         processors=shared + ends,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[log_level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write: several processes share stderr
         cache_logger_on_first_use=True,  # else every call binds anew, 8 µs even where its level is off
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)

@@ -1,0 +1,48 @@
+"""What a server logs, line by line."""
+
+import io
+import json
+import logging
+import sys
+
+import pytest
+import structlog
+
+from serving.logs import configure_logs
+
+
+class Writes(io.StringIO):
+    """A stderr that keeps what each call of write got."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def write(self, text):
+        self.calls.append(text)
+        return super().write(text)
+
+
+@pytest.fixture
+def logging_as_it_was():
+    """Give the others back what a test sets."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_line_is_one_write(monkeypatch, log_format):
+    """Workers share one stderr: with its end in a write of its own, two lines of two processes became one."""
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logs(log_format=log_format)
+    structlog.get_logger().info("first", number=1)
+    structlog.get_logger().error("second", reason="a reason")
+    assert len(stderr.calls) == 2
+    assert all(call.endswith("\n") and call.count("\n") == 1 for call in stderr.calls)
+    if log_format == "json":
+        assert [json.loads(call)["event"] for call in stderr.calls] == ["first", "second"]
