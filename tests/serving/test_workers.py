@@ -6,6 +6,7 @@ import queue
 import signal
 import threading
 import urllib.request
+from collections import Counter
 from contextlib import contextmanager, suppress
 
 import grpc
@@ -97,8 +98,7 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
         channels = [connection(port) for _ in range(CONNECTIONS)]
         for channel in channels:
             classify(channel)  # connected, or all might connect after the kill
-        outcomes = [[] for _ in channels]
-        stopping = threading.Event()
+        outcomes, answered, stopping = [[] for _ in channels], queue.Queue(), threading.Event()
 
         def call(channel, statuses):
             while not stopping.is_set():
@@ -107,12 +107,17 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
                     statuses.append("OK")
                 except grpc.RpcError as error:
                     statuses.append(error.code().name)
+                answered.put(channel)
 
         callers = [
             threading.Thread(target=call, args=pair, daemon=True) for pair in zip(channels, outcomes, strict=True)
         ]
         for caller in callers:
             caller.start()
+        os.kill(min(pids), signal.SIGSTOP)  # first, so that it dies with calls in its hands
+        counts = Counter()
+        while max(counts.values(), default=0) < 20:  # the others go on
+            counts[answered.get(timeout=PATIENCE_S)] += 1
         os.kill(min(pids), signal.SIGKILL)
         assert running.next("worker died")["pid"] == min(pids)
         assert running.next("worker started")["pid"] not in pids
