@@ -1,8 +1,8 @@
 """Write an fp32 ONNX graph in INT8: static QDQ by onnxruntime.quantization, calibrated on training pictures.
 
 One graph, many recipes; which of them is worth keeping is decided in `int8_search`. What stands before the first
-layer with weights (cast, layout, normalisation) stays float, and so do the logits: eight bits would round them to
-256 levels and the calibrated probabilities with them.
+layer with weights is the business of `int8_entry`. The logits stay float: eight bits would round them to 256 levels
+and the calibrated probabilities with them.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationMethod,
     QDQQuantizer,
@@ -31,6 +30,7 @@ from onnxruntime.quantization import (
 from bundle.contract import CONTRACT_KEY, IMAGES, Contract, contract_to_json
 from bundle.runtime import Output, joined, run_session
 from trainer.errors import QuantizationError
+from trainer.int8_entry import find_entry, let_pixels_in, take_shift, widen_normalisation
 from trainer.onnx_graph import WEIGHTED, bank_nodes
 
 Method = Literal["minmax", "percentile", "entropy"]
@@ -109,7 +109,9 @@ class Quantizer:
         with library("int8"):
             quant_pre_process(graph, self._prepared, skip_symbolic_shape=True)
         prepared = onnx.load(self._prepared)
-        _widen_normalisation(prepared)
+        # pixels are unsigned; signed activations (ARM) would put a conversion between
+        self._entry = find_entry(prepared, contract) if self._types.activation is QuantType.QUInt8 else None
+        widen_normalisation(prepared)
         onnx.save(prepared, self._prepared)
         self._kept, self.blocks = _blocks(prepared)
 
@@ -121,8 +123,12 @@ class Quantizer:
     def _write(self, recipe: Recipe, path: Path) -> None:
         ranges = self.ranges(recipe.method)
         excluded = [*self._kept, *(name for block in recipe.float_blocks for name in self.blocks[block])]
+        entry = self._entry if self._entry and self._entry.convolution not in excluded else None
+        prepared = onnx.load(self._prepared)
+        if entry:
+            take_shift(prepared, entry)
         quantizer = QDQQuantizer(
-            onnx.load(self._prepared),
+            prepared,
             recipe.per_channel,
             self._types.reduce_range,
             self._types.weight,
@@ -131,11 +137,16 @@ class Quantizer:
             [],
             excluded,
             list(_QUANTISED),
-            {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            {
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+                "TensorQuantOverrides": entry.overrides() if entry else {},
+            },
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()  # as its own saving does
         proto = quantizer.model.model
+        if entry:
+            let_pixels_in(proto, entry)
         used = {node.domain for node in proto.graph.node}
         kept = [opset for opset in proto.opset_import if opset.domain in used]
         del proto.opset_import[:], proto.metadata_props[:], proto.graph.value_info[:]
@@ -196,26 +207,6 @@ class _Reader:
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         return next(self._batches, None)
-
-
-def _widen_normalisation(model: onnx.ModelProto) -> None:
-    """Repeat mean and scale (1, 3, 1, 1) along the width: (1, 3, 1, W).
-
-    Beside integer convolutions onnxruntime keeps pictures as NHWC, where numbers that change every third element cost
-    0.5 ms a step at 224 px, and whole rows of them 0.04 ms.
-    """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    known = {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
-    width = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value  # (N, H, W, 3)
-    for node in model.graph.node:
-        if node.op_type in WEIGHTED:
-            return
-        for name in node.input if node.op_type in ("Add", "Div", "Mul", "Sub") else ():
-            if name in constants and list(constants[name].dims) == [1, 3, 1, 1]:
-                wide = np.broadcast_to(numpy_helper.to_array(constants[name]), (1, 3, 1, width))
-                constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(wide), name))
-                if name in known:
-                    known[name].type.tensor_type.shape.dim[3].dim_value = width
 
 
 def _blocks(model: onnx.ModelProto) -> tuple[list[str], list[list[str]]]:
