@@ -1,19 +1,21 @@
-"""A server as its own process, for programs that measure it: start it, find its port, read what it holds, end it."""
+"""A server as its own process, for programs that measure it: start it, load it, read what it holds, end it."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 PATIENCE_S: Final = 60.0
+BIN: Final = Path(sys.executable).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ class ServerProcess:
         assert found
         return int(found[1])
 
+    def cpu_s(self) -> float:
+        """Return the CPU time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> int:
         """Send SIGTERM, where it still runs; return its exit code."""
         if self.process.poll() is None:
@@ -69,6 +76,20 @@ def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
         finally:
             process.kill()  # where the block failed
             process.wait()
+
+
+def load(server: ServerProcess, paths: Sequence[Path], *options: str, seconds: float) -> dict[str, float]:
+    """Run `serving bench` against it as a process of its own; return its figures, and CPU ms a picture of both."""
+    before = server.cpu_s()
+    command = [str(BIN / "serving"), "bench", *map(str, paths), "--address", server.address, "--json"]
+    done = subprocess.run([*command, "--seconds", str(seconds), *options], check=False, capture_output=True, text=True)
+    if not done.stdout:
+        sys.exit(done.stderr)
+    figures: dict[str, float] = json.loads(done.stdout)
+    answered = figures["pictures_per_s"] * figures["seconds"]
+    figures["cpu_ms_per_picture"] = 1000 * (server.cpu_s() - before) / answered
+    figures["load_cpu_ms_per_picture"] = 1000 * figures["cpu_s"] / answered
+    return figures
 
 
 def _serving(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:

@@ -23,13 +23,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.server_process import ServerProcess, running_server
+from benchmarks.server_process import ServerProcess, load, running_server
 from bundle.preprocess import load_input
 from bundle.repository import load_bundle
 from serving.client import Client
 
 CORES: Final = len(os.sched_getaffinity(0))
-BIN: Final = Path(sys.executable).parent
 CAMERA_PX: Final = (4000, 3000)
 CAMERA_PICTURES: Final = 40
 VARIANTS: Final = ("fp32", "int8")
@@ -103,14 +102,13 @@ def _round(
         options = ("--variant", variant, "--default-model", model.parent.name)
         began = time.monotonic()
         with running_server(model.parent.parent, *options) as server:
-            loaded = _Loaded(server)
-            loaded.best_labels(paths[:1])
+            _best_labels(server, paths[:1])
             first_answer_s = time.monotonic() - began
-            many = loaded.load(paths, "--concurrency", "16", seconds=seconds)
-            few = loaded.load(paths, "--concurrency", "4", seconds=seconds)
-            one = loaded.load(paths, "--concurrency", "1", seconds=seconds)
-            best = loaded.best_labels(paths)
-            over = loaded.load(paths, "--rate", str(2 * many["pictures_per_s"]), seconds=seconds)
+            many = load(server, paths, "--concurrency", "16", seconds=seconds)
+            few = load(server, paths, "--concurrency", "4", seconds=seconds)
+            one = load(server, paths, "--concurrency", "1", seconds=seconds)
+            best = _best_labels(server, paths)
+            over = load(server, paths, "--rate", str(2 * many["pictures_per_s"]), seconds=seconds)
             resident_mb = server.resident_mb()
         equal = sum(here == there for here, there in zip(best, plain["best"], strict=True))
         yield f"ceiling cpu {variant}", ceiling["cpu_ms_per_picture"] / many["cpu_ms_per_picture"]
@@ -145,36 +143,11 @@ def _in_process(
     return figures
 
 
-class _Loaded:
-    """A server under load."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self._server = server
-
-    def load(self, paths: Sequence[Path], *options: str, seconds: float) -> dict[str, float]:
-        """Run the load generator as a process of its own."""
-        before = self._cpu_s()
-        command = [str(BIN / "serving"), "bench", *map(str, paths), "--address", self._server.address, "--json"]
-        done = subprocess.run(
-            [*command, "--seconds", str(seconds), *options], check=False, capture_output=True, text=True
-        )
-        if not done.stdout:
-            sys.exit(done.stderr)
-        figures: dict[str, float] = json.loads(done.stdout)
-        answered = figures["pictures_per_s"] * figures["seconds"]
-        figures["cpu_ms_per_picture"] = 1000 * (self._cpu_s() - before) / answered
-        figures["load_cpu_ms_per_picture"] = 1000 * figures["cpu_s"] / answered
-        return figures
-
-    def best_labels(self, paths: Sequence[Path]) -> list[int]:
-        """Return the index of the best label of each picture."""
-        with Client(self._server.address) as client:
-            answers = (client.classify([path.read_bytes()], top_k=1) for path in paths)
-            return [answer.results[0].predictions[0].index for answer in answers]
-
-    def _cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._server.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _best_labels(server: ServerProcess, paths: Sequence[Path]) -> list[int]:
+    """Return the index of the best label of each picture."""
+    with Client(server.address) as client:
+        answers = (client.classify([path.read_bytes()], top_k=1) for path in paths)
+        return [answer.results[0].predictions[0].index for answer in answers]
 
 
 def _camera(model: Path, paths: Sequence[Path]) -> Iterator[tuple[str, float]]:

@@ -4,13 +4,14 @@ Replayed wherever a bundle is opened to be used, through that machine's own deco
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from bundle.errors import GoldenError, ImageError
 from bundle.preprocess import PreprocessSpec, load_input
 from bundle.repository import Bundle
-from bundle.runtime import Choice, OnnxModel, Output, Provider, joined, open_model
+from bundle.runtime import CUDA_MEMORY_MB, Choice, OnnxModel, Output, Provider, joined, open_model
 from bundle.scores import probabilities
 
 
@@ -29,21 +30,29 @@ class Proved:
 
 
 def open_proved(
-    bundle: Bundle, *, precision: Choice = "auto", provider: Provider = "cpu", intra_op_threads: int = 1
+    bundle: Bundle,
+    *,
+    precision: Choice = "auto",
+    provider: Provider = "cpu",
+    intra_op_threads: int = 1,
+    cuda_memory_mb: int = CUDA_MEMORY_MB,
 ) -> Proved:
     """Open a variant and replay its golden pictures; where "auto" chose one that fails on this machine, fp32 instead.
 
     Integer kernels differ between CPUs more than floats do. A variant asked for by name fails closed with GoldenError;
     so does any file that is not what was exported, with BundleError.
     """
-    model = open_model(bundle, precision=precision, provider=provider, intra_op_threads=intra_op_threads)
+    opened = partial(
+        open_model, bundle, provider=provider, intra_op_threads=intra_op_threads, cuda_memory_mb=cuda_memory_mb
+    )
+    model = opened(precision=precision)
     try:
         return Proved(model=model, difference=replay(model))
     except GoldenError as error:
         if precision != "auto" or model.variant.precision == "fp32":
             raise
         refused = str(error)
-    model = open_model(bundle, precision="fp32", provider=provider, intra_op_threads=intra_op_threads)
+    model = opened(precision="fp32")
     return Proved(model=model, difference=replay(model), refused=refused)
 
 

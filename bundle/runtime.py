@@ -4,6 +4,8 @@ Fails closed: the session runs on the provider that was asked for, or does not o
 because onnxruntime does not see cgroup quotas.
 """
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -21,6 +23,8 @@ Provider = Literal["auto", "cpu", "cuda"]
 Choice = Literal["auto", "fp32", "fp16", "int8"]  # of a variant
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
+Providers = Sequence[tuple[str, dict[str, str]]]  # in order of preference, with options
+CUDA_MEMORY_MB: Final = 2048
 
 
 class Output(NamedTuple):
@@ -54,54 +58,65 @@ class OnnxModel:
 
 
 def open_model(
-    bundle: Bundle, *, precision: Choice = "fp32", provider: Provider = "cpu", intra_op_threads: int = 1
+    bundle: Bundle,
+    *,
+    precision: Choice = "fp32",
+    provider: Provider = "cpu",
+    intra_op_threads: int = 1,
+    cuda_memory_mb: int = CUDA_MEMORY_MB,
 ) -> OnnxModel:
     """Check a variant's hash and metadata, and open it. "auto" takes int8 on a CPU, fp16 on CUDA, else fp32.
 
+    `cuda_memory_mb` bounds what onnxruntime's arena takes of a GPU; cuDNN's own workspace comes on top.
     Raises BundleError for a file that is not what the manifest says, ProviderError for a missing provider.
     """
-    if precision != "auto":
+    providers = _providers(provider, cuda_memory_mb=cuda_memory_mb)
+    wants_cuda = providers[0][0] == _CUDA
+    if precision == "auto":
+        variant = _preferred(bundle.manifest, "fp16" if wants_cuda else "int8")
+    else:
         variant = bundle.manifest.variant(precision)
-        return _open_variant(bundle, variant, provider=provider, intra_op_threads=intra_op_threads)
-    wants_cuda = _CUDA in _providers(provider)
-    variant = _preferred(bundle.manifest, "fp16" if wants_cuda else "int8")
-    model = _open_variant(bundle, variant, provider=provider, intra_op_threads=intra_op_threads)
-    if wants_cuda and model.provider == "cpu":  # an onnxruntime with CUDA, on a machine without
-        variant = _preferred(bundle.manifest, "int8")
-        return _open_variant(bundle, variant, provider="cpu", intra_op_threads=intra_op_threads)
+    model = _open_variant(bundle, variant, providers=providers, intra_op_threads=intra_op_threads)
+    if wants_cuda and model.provider == "cpu":
+        if provider == "cuda":
+            raise ProviderError(
+                f"{bundle.folder / variant.file}: asked for CUDA, onnxruntime fell back to the CPU; check the driver "
+                "with `nvidia-smi`, and that onnxruntime-gpu[cuda,cudnn] is installed whole, or run with --provider cpu"
+            )
+        if precision == "auto":  # an onnxruntime with CUDA, on a machine without
+            variant = _preferred(bundle.manifest, "int8")
+            return _open_variant(bundle, variant, providers=[(_CPU, {})], intra_op_threads=intra_op_threads)
     return model
 
 
-def _open_variant(bundle: Bundle, variant: Variant, *, provider: Provider, intra_op_threads: int) -> OnnxModel:
+def _open_variant(bundle: Bundle, variant: Variant, *, providers: Providers, intra_op_threads: int) -> OnnxModel:
     data = bundle.read(variant.file, variant.sha256)
     path = bundle.folder / variant.file
-    session = open_session(data, path, provider=provider, intra_op_threads=intra_op_threads)
+    session = open_session(data, path, providers=providers, intra_op_threads=intra_op_threads)
     contract = bundle.manifest.contract
     check_embedded(contract, session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY), source=str(path))
     _check_ends(session, path, crop_px=contract.preprocess.crop_px, class_count=len(contract.labels))
     return OnnxModel(session, bundle, variant)
 
 
-def open_session(data: bytes, path: Path, *, provider: Provider, intra_op_threads: int) -> ort.InferenceSession:
+def open_session(
+    data: bytes, path: Path, *, intra_op_threads: int, providers: Providers = ((_CPU, {}),)
+) -> ort.InferenceSession:
     """Open an ONNX file's bytes; `path` names it in errors. Raises BundleError or ProviderError."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: warnings about graph initialisers are for exporters
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to decoding
-    wanted = _providers(provider)
+    wants_cuda = providers[0][0] == _CUDA
+    if wants_cuda:
+        _find_cuda_libraries()
     try:
-        session = ort.InferenceSession(data, sess_options=options, providers=wanted)
+        return ort.InferenceSession(data, sess_options=options, providers=list(providers))
     except Exception as error:  # onnxruntime raises its own family and RuntimeError; all mean an unusable file
-        if _CUDA in wanted:
+        if wants_cuda:
             raise ProviderError(f"{path}: CUDA would not start: {error}") from error
         raise BundleError(f"{path}: onnxruntime cannot open it: {error}; export the bundle again") from error
-    if provider == "cuda" and session.get_providers()[0] != _CUDA:
-        raise ProviderError(
-            f"{path}: asked for CUDA, onnxruntime fell back to {session.get_providers()[0]}; "
-            "check the driver and cuDNN with `nvidia-smi`, or run with --provider cpu"
-        )
-    return session
 
 
 def run_session(session: ort.InferenceSession, images: NDArray[np.uint8]) -> Output:
@@ -109,11 +124,16 @@ def run_session(session: ort.InferenceSession, images: NDArray[np.uint8]) -> Out
     return Output(*session.run([LOGITS.name, SIMILARITY.name], {IMAGES.name: images}))
 
 
+def has_cuda() -> bool:
+    """Say whether this onnxruntime was built for CUDA, whatever the machine has."""
+    return _CUDA in ort.get_available_providers()
+
+
 def _preferred(manifest: Manifest, precision: Precision) -> Variant:
     return manifest.variant(precision if any(one.precision == precision for one in manifest.variants) else "fp32")
 
 
-def _providers(provider: Provider) -> list[str]:
+def _providers(provider: Provider, *, cuda_memory_mb: int) -> Providers:
     available = ort.get_available_providers()
     if provider == "cuda" and _CUDA not in available:
         raise ProviderError(
@@ -121,8 +141,19 @@ def _providers(provider: Provider) -> list[str]:
             "install calotype[serving-gpu] instead of calotype[serving], or run with --provider cpu"
         )
     if provider == "cpu" or _CUDA not in available:
-        return [_CPU]
-    return [_CUDA, _CPU]
+        return [(_CPU, {})]
+    cuda_options = {
+        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, measures anew for every batch size
+        "arena_extend_strategy": "kSameAsRequested",  # not to the next power of two
+        "gpu_mem_limit": str(cuda_memory_mb * 2**20),
+    }
+    return [(_CUDA, cuda_options), (_CPU, {})]
+
+
+def _find_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's wheels where they are installed; else the system's are found as ever."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses; the session says that too
+        ort.preload_dlls()
 
 
 def _check_ends(session: ort.InferenceSession, path: Path, *, crop_px: int, class_count: int) -> None:

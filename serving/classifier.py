@@ -16,7 +16,7 @@ from bundle.contract import Contract
 from bundle.errors import BundleError
 from bundle.preprocess import DecodeLimits
 from bundle.repository import Bundle, load_bundle
-from bundle.runtime import OnnxModel, open_model
+from bundle.runtime import OnnxModel, has_cuda, open_model
 from bundle.scores import Ranked, rank
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
@@ -128,10 +128,13 @@ def load_model(
         precision=settings.variant,
         provider=settings.provider,
         intra_op_threads=settings.intra_op_threads or 1,
+        cuda_memory_mb=settings.cuda_memory_mb,
     )
     model = proved.model
     if proved.refused:
         log.warning("variant refused, serving fp32", reason=proved.refused)
+    if settings.provider == "auto" and model.provider == "cpu" and has_cuda():
+        log.warning("CUDA would not start, serving on the CPU; its reason stands above, from onnxruntime")
     cores = usable_cores()
     plan = make_plan(
         cores=cores,
@@ -147,7 +150,6 @@ def load_model(
             model = open_model(
                 bundle,
                 precision=model.variant.precision,
-                provider=settings.provider,
                 intra_op_threads=plan.intra_op_threads,
             )
             golden.replay(model)  # what serves is what was proved

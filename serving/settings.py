@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from bundle.preprocess import DEFAULT_LIMITS
-from bundle.runtime import Choice, Provider
+from bundle.runtime import CUDA_MEMORY_MB, Choice, Provider
 from serving.cgroups import memory_limit_bytes
 from serving.errors import SettingsError
 from serving.versions import VersionPolicy, parse_pins, parse_shadows
@@ -41,6 +41,9 @@ class ServerSettings:
     shadow: Annotated[str, _setting("Try NAME=VERSION:SHARE,… on live traffic; VERSION may be newest.")] = ""
     watch_s: Annotated[float, _setting("Look for new versions every so many s; 0: never.", low=0)] = 2.0
     provider: Annotated[Provider, _setting("Run on this provider; cuda refuses to fall back.")] = "cpu"
+    cuda_memory_mb: Annotated[int, _setting("Take at most so many MB of GPU memory per model.", low=256)] = (
+        CUDA_MEMORY_MB
+    )
     variant: Annotated[Choice, _setting("Serve this variant; auto: int8 on CPU, fp16 on CUDA, else fp32.")] = "auto"
     require_signature: Annotated[Path | None, _setting("Serve only what a public key in this PEM has signed.")] = None
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"

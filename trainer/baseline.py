@@ -104,6 +104,6 @@ def _measure(
     )
     path = folder / ONNX_FILE
     write_onnx(Recognising(model, torch.from_numpy(features[:BANK_PICTURES])), contract, path)
-    session = open_session(path.read_bytes(), path, provider="cpu", intra_op_threads=1)
+    session = open_session(path.read_bytes(), path, intra_op_threads=1)
     images = np.zeros((1, backbone.spec.crop_px, backbone.spec.crop_px, 3), dtype=np.uint8)
     return cross_validate(features, targets, clusters), lambda: run_session(session, images)

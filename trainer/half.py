@@ -95,7 +95,7 @@ def rehearsal_deviation(path: Path, images: NDArray[np.uint8]) -> tuple[Output, 
     """Return what an fp16 file says of pictures on this CPU, which rounds its weights alone, and its rehearsal."""
     answers = []
     for data in (path.read_bytes(), rehearsal(path)):
-        session = open_session(data, path, provider="cpu", intra_op_threads=1)
+        session = open_session(data, path, intra_op_threads=1)
         answers.append(joined([run_session(session, image[np.newaxis]) for image in images]))
     return answers[0], answers[1]
 

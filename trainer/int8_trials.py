@@ -83,16 +83,14 @@ def load_images(pictures: Sequence[Picture], contract: Contract) -> Images:
 
 def answer(path: Path, images: Images) -> Output:
     """Return logits (N, C) and similarities (N,) of an ONNX file, on all cores."""
-    session = open_session(path.read_bytes(), path, provider="cpu", intra_op_threads=len(os.sched_getaffinity(0)))
+    session = open_session(path.read_bytes(), path, intra_op_threads=len(os.sched_getaffinity(0)))
     starts = range(0, len(images), _EVALUATION_BATCH)
     return joined([run_session(session, images[start : start + _EVALUATION_BATCH]) for start in starts])
 
 
 def time_trials(trials: Sequence[Trial], measure: Measure) -> list[Trial]:
     """Add latencies on one thread to trials, and the objection where one is not faster than the first, fp32."""
-    sessions = [
-        open_session(trial.path.read_bytes(), trial.path, provider="cpu", intra_op_threads=1) for trial in trials
-    ]
+    sessions = [open_session(trial.path.read_bytes(), trial.path, intra_op_threads=1) for trial in trials]
     shape = tuple(sessions[0].get_inputs()[0].shape[1:])
     columns = []
     for size in _TIMED_BATCHES:

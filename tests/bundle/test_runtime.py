@@ -1,5 +1,6 @@
 """A session opens on exactly the graph and the provider that were asked for."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,11 @@ class FakeCuda:
         self._session = session
         self._has_device = has_device
 
-    def __call__(self, *args, providers: list[str], **options):
+    def __call__(self, *args, providers: list[tuple[str, dict[str, str]]], **options):
         session = self._session(*args, providers=["CPUExecutionProvider"], **options)
-        if self._has_device and providers[0] == "CUDAExecutionProvider":
-            session.get_providers = lambda: providers
+        self.asked = providers
+        if self._has_device and providers[0][0] == "CUDAExecutionProvider":
+            session.get_providers = lambda: [name for name, _ in providers]
         return session
 
 
@@ -106,6 +108,45 @@ def test_auto_takes_what_suits_the_provider(
     monkeypatch.setattr(ort, "InferenceSession", FakeCuda(ort.InferenceSession, has_device=has_device))
     model = open_model(tiny, precision="auto", provider="auto")
     assert (model.variant.precision, model.provider) == (wanted, "cuda" if has_device else "cpu")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """An onnxruntime with CUDA, and a GPU."""
+    fake = FakeCuda(ort.InferenceSession, has_device=True)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", fake)
+    return fake
+
+
+def test_a_gpu_is_used_with_a_bounded_arena_and_no_search_for_every_shape(tiny: Bundle, cuda: FakeCuda):
+    """onnxruntime's own defaults take all of a GPU's memory, and seconds for every new batch size."""
+    assert open_model(tiny, provider="cuda", cuda_memory_mb=300).provider == "cuda"
+    (name, options), (fallback, _) = cuda.asked
+    assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options["gpu_mem_limit"] == str(300 * 2**20)
+    assert (options["cudnn_conv_algo_search"], options["arena_extend_strategy"]) == ("HEURISTIC", "kSameAsRequested")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_session_that_fell_back_is_refused(tiny: Bundle, cuda: FakeCuda, precision: str):
+    """onnxruntime only warns where the driver or cuDNN is missing."""
+    cuda._has_device = False
+    with pytest.raises(ProviderError, match="fell back to the CPU"):
+        open_model(tiny, provider="cuda", precision=precision)
+
+
+def test_looking_for_the_libraries_of_cuda_prints_nothing(
+    tiny: Bundle, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Stdout is for results; a CPU does not look at all."""
+    looks: list[int] = []
+    monkeypatch.setattr(ort, "preload_dlls", lambda: looks.append(sys.stdout.write("Failed to load libcublas\n")))
+    open_model(tiny, provider="cpu")
+    assert not looks
+    open_model(tiny, provider="cuda")
+    assert looks
+    assert capsys.readouterr().out == ""
 
 
 def test_a_model_without_its_contract_is_refused(tiny: Bundle):

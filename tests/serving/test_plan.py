@@ -3,9 +3,14 @@
 import threading
 from dataclasses import replace
 
-from serving.classifier import batch_sizes
+import pytest
+import structlog
+
+from serving.classifier import batch_sizes, load_model
+from serving.metrics import Metrics
 from serving.plan import Plan, make_plan
 from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
+from serving.settings import ServerSettings
 
 RULE = Plan(instances=2, intra_op_threads=1, decode_threads=0, max_batch=1)
 PATIENCE_S = 20
@@ -88,3 +93,13 @@ def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
     cache = PlanCache(tmp_path / "file" / "plans.json")
     cache.put(("digest",), RULE)
     assert cache.get(("digest",)) is None
+
+
+@pytest.mark.parametrize(("provider", "is_warned"), [("auto", True), ("cpu", False)])
+def test_a_gpu_that_would_not_start_is_told(models, monkeypatch, provider, is_warned):
+    """`auto` serves on the CPU then: right, and perhaps fifty times slower than its operator believes."""
+    monkeypatch.setattr("serving.classifier.has_cuda", lambda: True)
+    settings = ServerSettings(http_address="off", instances=1, provider=provider)
+    with structlog.testing.capture_logs() as lines:
+        load_model(models / "colours" / "1", settings, metrics=Metrics()).close(20)
+    assert any(line["event"].startswith("CUDA would not start") for line in lines) == is_warned
