@@ -71,21 +71,24 @@ def open_model(
     Raises BundleError for a file that is not what the manifest says, ProviderError for a missing provider.
     """
     providers = _providers(provider, cuda_memory_mb=cuda_memory_mb)
-    wants_cuda = providers[0][0] == _CUDA
-    if precision == "auto":
-        variant = _preferred(bundle.manifest, "fp16" if wants_cuda else "int8")
-    else:
-        variant = bundle.manifest.variant(precision)
+    if providers[0][0] == _CUDA:
+        variant = _preferred(bundle.manifest, "fp16") if precision == "auto" else bundle.manifest.variant(precision)
+        try:
+            return _open_on_cuda(bundle, variant, providers=providers, intra_op_threads=intra_op_threads)
+        except ProviderError:
+            if provider == "cuda":
+                raise  # else: an onnxruntime with CUDA, on a machine without
+    variant = _preferred(bundle.manifest, "int8") if precision == "auto" else bundle.manifest.variant(precision)
+    return _open_variant(bundle, variant, providers=[(_CPU, {})], intra_op_threads=intra_op_threads)
+
+
+def _open_on_cuda(bundle: Bundle, variant: Variant, *, providers: Providers, intra_op_threads: int) -> OnnxModel:
     model = _open_variant(bundle, variant, providers=providers, intra_op_threads=intra_op_threads)
-    if wants_cuda and model.provider == "cpu":
-        if provider == "cuda":
-            raise ProviderError(
-                f"{bundle.folder / variant.file}: asked for CUDA, onnxruntime fell back to the CPU; check the driver "
-                "with `nvidia-smi`, and that onnxruntime-gpu[cuda,cudnn] is installed whole, or run with --provider cpu"
-            )
-        if precision == "auto":  # an onnxruntime with CUDA, on a machine without
-            variant = _preferred(bundle.manifest, "int8")
-            return _open_variant(bundle, variant, providers=[(_CPU, {})], intra_op_threads=intra_op_threads)
+    if model.provider != "cuda":
+        raise ProviderError(
+            f"{bundle.folder / variant.file}: asked for CUDA, onnxruntime fell back to the CPU; check the driver "
+            "with `nvidia-smi`, and that onnxruntime-gpu[cuda,cudnn] is installed whole, or run with --provider cpu"
+        )
     return model
 
 
@@ -112,7 +115,7 @@ def open_session(
     if wants_cuda:
         _find_cuda_libraries()
     try:
-        return ort.InferenceSession(data, sess_options=options, providers=list(providers))
+        return ort.InferenceSession(data, sess_options=options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own family and RuntimeError; all mean an unusable file
         if wants_cuda:
             raise ProviderError(f"{path}: CUDA would not start: {error}") from error

@@ -69,13 +69,16 @@ def test_a_precision_that_is_not_there_is_refused(tiny: Bundle):
 class FakeCuda:
     """A session that says it runs on CUDA, where there is such a device, and runs on the CPU."""
 
-    def __init__(self, session: type[ort.InferenceSession], *, has_device: bool) -> None:
+    def __init__(self, session: type[ort.InferenceSession], *, has_device: bool, has_driver: bool = True) -> None:
         self._session = session
         self._has_device = has_device
+        self._has_driver = has_driver
 
     def __call__(self, *args, providers: list[tuple[str, dict[str, str]]], **options):
         session = self._session(*args, providers=["CPUExecutionProvider"], **options)
         self.asked = providers
+        if not self._has_driver and providers[0][0] == "CUDAExecutionProvider":
+            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
         if self._has_device and providers[0][0] == "CUDAExecutionProvider":
             session.get_providers = lambda: [name for name, _ in providers]
         return session
@@ -134,6 +137,14 @@ def test_a_session_that_fell_back_is_refused(tiny: Bundle, cuda: FakeCuda, preci
     cuda._has_device = False
     with pytest.raises(ProviderError, match="fell back to the CPU"):
         open_model(tiny, provider="cuda", precision=precision)
+
+
+def test_cuda_that_does_not_start_is_refused_or_done_without(tiny: Bundle, cuda: FakeCuda):
+    """onnxruntime raises where its libraries are there and no device is."""
+    cuda._has_driver = False
+    with pytest.raises(ProviderError, match="CUDA would not start: CUDA failure 100"):
+        open_model(tiny, provider="cuda")
+    assert open_model(tiny, provider="auto").provider == "cpu"
 
 
 def test_looking_for_the_libraries_of_cuda_prints_nothing(
