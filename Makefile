@@ -10,7 +10,7 @@ MODEL ?=
 MODELS ?=
 FUZZ_EXAMPLES ?= 20000
 
-.PHONY: help setup bench soak fuzz demo test test-serving test-browser test-portable test-all-backbones lint format protos protos-check image image-test clean
+.PHONY: help setup bench soak fuzz demo test test-serving test-cuda-absent test-browser test-portable test-all-backbones lint format protos protos-check image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -44,6 +44,11 @@ test: setup .venv-tritonclient/.ready ## run every test
 test-serving: .venv-serving/.ready .venv-tritonclient/.ready ## run the tests of bundle and serving where torch is not installed
 	! .venv-serving/bin/python -c 'import torch' 2>/dev/null
 	.venv-serving/bin/python -m pytest tests/bundle tests/serving
+
+test-cuda-absent: setup ## prove on a machine without a GPU that onnxruntime-gpu fails closed
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[server-base]' 'onnxruntime-gpu>=1.24'
+	$(BIN)/python -m pytest tests/serving/test_cuda_absent.py
 
 test-portable: setup ## run the portable graph in JavaScript too; installs node and npm where root on Debian has none
 	command -v node && command -v npm || { apt-get update && apt-get install --yes --no-install-recommends nodejs npm; }
@@ -89,4 +94,4 @@ image-test: .venv-serving/.ready ## prove the image in a locked-down container; 
 	deploy/image_test.sh
 
 clean: ## remove environments and caches, not runs or models
-	rm -rf .venv .venv-serving .venv-tritonclient .cache tests/portable/node_modules
+	rm -rf .venv .venv-serving .venv-tritonclient .venv-gpu .cache tests/portable/node_modules
