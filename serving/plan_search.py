@@ -71,6 +71,17 @@ def search_plan(
     return plans[best]
 
 
+def with_spare(plan: Plan, *, cores: int) -> Plan:
+    """Return the plan with one instance more than cores where it is one of batches, on one thread each.
+
+    What is measured above is the network alone; in a server each instance also waits for Python's lock, longer between
+    batches than between pictures. Lite0 INT8, two cores, batches of 4: 16 callers 269 pictures/s with a third instance
+    for 249 without, 4 callers 222 for 228; on one core, or one picture at a time (fp32), no difference.
+    """
+    pays = cores > 1 and plan.max_batch > 1 and plan.intra_op_threads == 1
+    return replace(plan, instances=plan.instances + 1) if pays else plan
+
+
 class PlanCache:
     """Plans by model and machine in one JSON file; a file that cannot be read or written costs a measurement only."""
 
@@ -125,7 +136,7 @@ class Planner:
             if plan is None:
                 plan = search_plan(rule, lambda threads: _open_run(model, threads), cores=cores)
                 self._cache.put(key, plan)
-            self._by_name[contract.name] = plan
+            self._by_name[contract.name] = with_spare(plan, cores=cores)
         return self._by_name[contract.name]
 
 

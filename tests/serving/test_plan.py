@@ -9,7 +9,7 @@ import structlog
 from serving.classifier import batch_sizes, load_model
 from serving.metrics import Metrics
 from serving.plan import Plan, make_plan
-from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
+from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan, with_spare
 from serving.settings import ServerSettings
 
 RULE = Plan(instances=2, intra_op_threads=1, decode_threads=0, max_batch=1)
@@ -55,6 +55,20 @@ def test_large_batches_are_chosen_where_they_pay():
 def test_the_rule_stays_where_nothing_is_clearly_faster():
     """A batch of four costs nearly four times as much."""
     assert chosen(lambda _threads, size: 4.0 * size - 0.1) == RULE
+
+
+@pytest.mark.parametrize(
+    ("changes", "cores", "instances"),
+    [
+        ({"max_batch": 4}, 2, 3),
+        ({"max_batch": 4}, 1, 2),
+        ({"max_batch": 1}, 2, 2),
+        ({"max_batch": 4, "instances": 1, "intra_op_threads": 2}, 2, 1),
+    ],
+)
+def test_batches_get_an_instance_to_spare(changes, cores, instances):
+    """One computes while another waits for Python's lock; on one core there is nothing to gain."""
+    assert with_spare(replace(RULE, **changes), cores=cores).instances == instances
 
 
 def test_one_wide_instance_is_chosen_where_it_pays():
