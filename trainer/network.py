@@ -1,6 +1,7 @@
 """The network as it is deployed: uint8 NHWC in, logits out, normalisation inside; and the device it runs on."""
 
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def all_logits(model: nn.Module, loader: DataLoader[Sample], device: Device) -> 
 
 
 @torch.no_grad()
-def all_features(model: Deployed, loader: DataLoader[Sample], device: Device) -> tuple[Tensor, Tensor]:
+def all_features(model: Deployed, loader: Iterable[tuple[Tensor, Tensor]], device: Device) -> tuple[Tensor, Tensor]:
     """Return float32 features (N, F) and int64 targets (N,) on the CPU, the model in evaluation mode."""
     model.eval()
     features, targets = [], []

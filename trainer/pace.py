@@ -1,4 +1,4 @@
-"""Measure how fast a session trains, on a copy of its network, and plan its fine-tuning by that."""
+"""Measure how fast a session works, on a copy of its network, and plan its fine-tuning by that."""
 
 import copy
 from statistics import median
@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from trainer.budget import Pace, Plan, plan_freely, plan_in_time
+from trainer.errors import TrainerError
+from trainer.network import all_features
 from trainer.pictures import EpochBatches, steps_per_epoch, training_loader
 from trainer.session import Session
 
@@ -27,6 +29,29 @@ def make_plan(session: Session, validation_seconds: float) -> Plan:
     pace = measure_pace(session, validation_seconds)
     steps = steps_per_epoch(count, config.batch_size)
     return plan_in_time(config, pace, steps=steps, full_px=full_px, elapsed=session.used_seconds())
+
+
+def check_probe(session: Session) -> None:
+    """Measure a few batches where there is a budget. Raises TrainerError where it ends before the probe would.
+
+    Nothing less than the probe is worth keeping, and it takes its time: said at once, not when that is gone.
+    """
+    budget = session.run.config.time_budget
+    if budget is None:
+        return
+    loader = session.evaluation("train")
+    batches, times = iter(loader), []
+    for _ in range(min(STEPS, len(loader))):
+        started = session.clock()
+        all_features(session.model, [next(batches)], session.device)
+        times.append(session.clock() - started)
+    count = len(loader) + len(session.evaluation("val"))
+    needed = session.used_seconds() + count * median(times[1:] or times)
+    if needed > budget:
+        raise TrainerError(
+            f"--time-budget: found {budget:.0f} s, the linear probe alone ends after about {needed:.0f}; allow more "
+            "time, or choose a smaller backbone or --image-size"
+        )
 
 
 def measure_pace(session: Session, validation_seconds: float) -> Pace:

@@ -31,7 +31,7 @@ from trainer.optim import (
     set_batchnorm,
     update_average,
 )
-from trainer.pace import make_plan
+from trainer.pace import check_probe, make_plan
 from trainer.pictures import (
     EpochBatches,
     TimedBatches,
@@ -87,6 +87,7 @@ def fit(session: Session) -> Outcome:
 
 def _probe(session: Session) -> None:
     started = session.clock()
+    session.world.from_first(lambda: check_probe(session))
     session.progress.say("linear probe: computing features once")
     train = session.features("train")
     val_started = session.clock()

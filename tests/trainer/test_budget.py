@@ -11,6 +11,7 @@ from trainer import checkpoint, runs, train
 from trainer.budget import Pace, default_epochs, growing_px, plan_freely, plan_in_time, sides
 from trainer.cli import app
 from trainer.config import FitConfig, parse_duration
+from trainer.errors import TrainerError
 
 from .pictures import make_folder
 
@@ -125,6 +126,17 @@ def test_fit_ends_within_its_budget_plus_an_epoch(tmp_path: Path) -> None:
     assert session.used_seconds() <= 60.0 + longest
     assert (tmp_path / "run" / "best.json").exists()
     assert f"planned {state.plan.planned_seconds:.0f} s" in outcome.verdict
+
+
+def test_a_budget_that_ends_before_the_probe_is_refused_at_once(tmp_path: Path) -> None:
+    """After a few batches, not when the time is gone; the message says how much the probe needs."""
+    config = replace(TINY, time_budget=10.0)
+    session = runs.begin(make_folder(tmp_path / "data"), tmp_path / "run", config)
+    session.clock, session.started = Clock(), 0.0
+    session.clock.tick = 4.0
+    with pytest.raises(TrainerError, match="found 10 s, the linear probe alone ends after about 28; allow more"):
+        train.fit(session)
+    assert session.state.probe is None
 
 
 def test_measuring_moves_no_weight(tmp_path: Path) -> None:
