@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -45,11 +46,17 @@ def offline_backbones() -> tuple[str, ...]:
 
 
 def measure_baselines(
-    data: Path, names: tuple[str, ...], *, image_size: int | None = None, max_bad: float, progress: Progress
+    data: Path,
+    names: tuple[str, ...],
+    *,
+    image_sizes: tuple[int | None, ...] = (None,),
+    max_bad: float,
+    progress: Progress,
 ) -> tuple[Baseline, ...]:
-    """Measure each backbone on training and validation pictures together, the most accurate first.
+    """Measure each backbone at each input side on training and validation pictures together, the most accurate first.
 
-    The test side, where there is one, stays unseen. Raises DataError, ConfigError or WeightsError.
+    None is a backbone's own side. The test side of the data, where there is one, stays unseen. Raises DataError,
+    ConfigError or WeightsError.
     """
     dataset = load_dataset(data, seed=0, val_share=_SHARE, test_share=_SHARE, max_bad=max_bad)
     pictures = dataset.sides["train"] + dataset.sides["val"]
@@ -58,16 +65,17 @@ def measure_baselines(
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         runs = []
-        for number, name in enumerate(names):
-            progress.say(f"{name}: features of {len(pictures):,} pictures, cross-validation, ONNX")
+        for number, (name, image_size) in enumerate(product(names, image_sizes)):
             backbone = build(name, class_count=len(dataset.labels), image_size=image_size)
+            side = backbone.spec.crop_px
+            progress.say(f"{name}, {side} px: features of {len(pictures):,} pictures, cross-validation, ONNX")
             folder = Path(scratch) / str(number)
             folder.mkdir()
             measured, run = _measure(
                 backbone, pictures, labels=dataset.labels, targets=targets, clusters=clusters, folder=folder
             )
             runs.append(run)
-            found.append((name, backbone.spec.crop_px, measured))
+            found.append((name, side, measured))
         latencies = interleaved_medians_ms(runs)
     baselines = [
         Baseline(backbone=name, input_px=input_px, measured=measured, latency_ms=latency_ms)

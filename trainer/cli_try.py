@@ -50,8 +50,8 @@ def baseline(
         str, typer.Option(help="Name networks, a,b,c; default: all whose weights are on this machine.")
     ] = "",
     image_size: Annotated[
-        int | None, typer.Option(help="Set the input side in pixels; default: each backbone's.", min=16, max=1024)
-    ] = None,
+        str, typer.Option(help="Try input sides in pixels, such as 224,288; default: each backbone's.")
+    ] = "",
     max_latency_ms: Annotated[
         float | None, typer.Option(help="Say which backbone answers in so many ms on this CPU.", min=0)
     ] = None,
@@ -62,7 +62,8 @@ def baseline(
     from trainer.progress import Progress
 
     names = tuple(name.strip() for name in backbones.split(",") if name.strip()) or offline_backbones()
-    rows = measure_baselines(data, names, image_size=image_size, max_bad=FitConfig().max_bad, progress=Progress())
+    sides = _sides(image_size) or (None,)
+    rows = measure_baselines(data, names, image_sizes=sides, max_bad=FitConfig().max_bad, progress=Progress())
     best = rows[0] if max_latency_ms is None else best_within(rows, max_latency_ms=max_latency_ms)
     if as_json:
         answer = {"backbones": [dataclasses.asdict(row) for row in rows], "best": best.backbone if best else None}
@@ -73,8 +74,20 @@ def baseline(
         out.print(f"no backbone meets {max_latency_ms:g} ms on this CPU; next: try a smaller --image-size")
         return
     if max_latency_ms is not None:
-        out.print(f"{best.backbone} is the most accurate of those that meet {max_latency_ms:g} ms on this CPU")
-    out.print(f"next: trainer fit {data} --out runs/NAME --backbone {best.backbone}", markup=False)
+        out.print(
+            f"{best.backbone} at {best.input_px} px is the most accurate of those that meet {max_latency_ms:g} ms on "
+            "this CPU"
+        )
+    side = f" --image-size {best.input_px}" if image_size else ""
+    out.print(f"next: trainer fit {data} --out runs/NAME --backbone {best.backbone}{side}", markup=False)
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    """Return the numbers of "224,288", nothing for nothing. Raises typer.BadParameter."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() and 16 <= int(part) <= 1024 for part in parts):
+        raise typer.BadParameter(f"--image-size: found {text!r}, wanted pixels from 16 to 1024, such as 224,288")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _print_baselines(rows: "tuple[Baseline, ...]") -> None:

@@ -110,8 +110,8 @@ def test_best_within_is_the_most_accurate_that_is_fast_enough() -> None:
     assert best_within((slow, fast), max_latency_ms=1) is None
 
 
-def test_command_compares_backbones(tmp_path: Path) -> None:
-    """With pretrained weights from a package: figures for each, and the best in time."""
+def test_command_compares_backbones_and_sides(tmp_path: Path) -> None:
+    """With pretrained weights from a package: figures for each, and the best in time with its side."""
     data = make_folder(tmp_path / "data")
     words = [
         "baseline",
@@ -119,17 +119,27 @@ def test_command_compares_backbones(tmp_path: Path) -> None:
         "--backbones",
         "efficientnet_lite0",
         "--image-size",
-        "32",
+        "32, 64",
         "--max-latency-ms",
         "1e6",
     ]
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
-    (row,) = answer["backbones"]
+    rows = {row["input_px"]: row for row in answer["backbones"]}
     assert answer["best"] == "efficientnet_lite0"
-    assert row["measured"]["probe"]["accuracy"] > 0.8
-    assert set(row["measured"]["curve"]) == {"0.25", "0.5"}
-    assert row["latency_ms"] > 0
+    assert rows[64]["measured"]["probe"]["accuracy"] > 0.8
+    assert set(rows[64]["measured"]["curve"]) == {"0.25", "0.5"}
+    assert rows[64]["latency_ms"] > rows[32]["latency_ms"] > 0
+    best_px = answer["backbones"][0]["input_px"]
     done = CliRunner().invoke(app, words)
-    assert done.stdout.splitlines()[-1] == f"next: trainer fit {data} --out runs/NAME --backbone efficientnet_lite0"
+    fit = f"trainer fit {data} --out runs/NAME --backbone efficientnet_lite0 --image-size {best_px}"
+    assert done.stdout.splitlines()[-1] == f"next: {fit}"
+
+
+@pytest.mark.parametrize("sides", ["8", "224,x", "2048", "-32"])
+def test_sides_that_are_none_are_refused(tmp_path: Path, sides: str) -> None:
+    """Before any picture is read."""
+    done = CliRunner().invoke(app, ["baseline", str(tmp_path), "--image-size", sides])
+    assert done.exit_code == 2
+    assert "wanted pixels from 16 to 1024, such as 224,288" in " ".join(done.output.replace("│", " ").split())
