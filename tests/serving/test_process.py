@@ -103,7 +103,7 @@ def test_variant_that_is_not_there_is_refused(models):
 
 def test_int8_that_fails_its_golden_pictures_is_refused_by_name(models):
     """Fail closed: what was asked for serves, or nothing."""
-    tiny_bundle.add_int8(models / "colours" / "1", scale=0.5)
+    tiny_bundle.add_variant(models / "colours" / "1", "int8", scale=0.5)
     assert "(int8): golden picture" in refusal(models, "--variant", "int8")
 
 

@@ -263,12 +263,19 @@ def test_models_are_described(models):
 
 @pytest.mark.parametrize(
     ("variant", "scale", "served"),
-    [("auto", 1.0, "int8"), ("int8", 1.0, "int8"), ("fp32", 1.0, "fp32"), ("auto", 0.5, "fp32")],
-    ids=["auto", "by name", "fp32 by name", "int8 that fails its golden pictures"],
+    [
+        ("auto", 1.0, "int8"),
+        ("int8", 1.0, "int8"),
+        ("fp16", 1.0, "fp16"),
+        ("fp32", 1.0, "fp32"),
+        ("auto", 0.5, "fp32"),
+    ],
+    ids=["auto", "by name", "fp16 by name", "fp32 by name", "int8 that fails its golden pictures"],
 )
 def test_variant_that_serves_is_named(models, variant, scale, served):
     """Auto takes int8 on a CPU, and fp32 where int8 does not prove itself on this machine."""
-    tiny_bundle.add_int8(models / "colours" / "1", scale=scale)
+    for precision in ("int8", "fp16"):
+        tiny_bundle.add_variant(models / "colours" / "1", precision, scale=scale)
     settings = replace(SETTINGS, variant=variant)
 
     async def scene():

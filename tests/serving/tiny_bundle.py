@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from PIL import Image
 
 from bundle import golden
@@ -104,12 +105,25 @@ def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
     return model.SerializeToString()
 
 
-def add_int8(folder: Path, *, scale=1.0) -> None:
-    """Add an int8 variant, floats in truth; with another scale its golden answers are a lie."""
-    manifest = load_bundle(folder).manifest
+def add_variant(folder: Path, precision: str, *, scale=1.0) -> None:
+    """Add an int8 variant, floats in truth, or an fp16 one; with another scale its golden answers are a lie."""
+    manifest, tolerance = load_bundle(folder).manifest, 1e-4
     data = graph(manifest.contract, scale=scale)
-    (folder / "model.int8.onnx").write_bytes(data)
-    added = replace(manifest.variant("fp32"), precision="int8", file="model.int8.onnx", sha256=_sha256(data))
+    if precision == "fp16":
+        data, tolerance = (
+            convert_float_to_float16(onnx.load_from_string(data), keep_io_types=True).SerializeToString(),
+            0.02,
+        )
+    (folder / f"model.{precision}.onnx").write_bytes(data)
+    added = replace(
+        manifest.variant("fp32"),
+        precision=precision,
+        file=f"model.{precision}.onnx",
+        sha256=_sha256(data),
+        tolerance=tolerance,
+        logit_tolerance=tolerance,
+        similarity_tolerance=tolerance,
+    )
     write_manifest(folder, replace(manifest, variants=(*manifest.variants, added)))
 
 
