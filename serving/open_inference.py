@@ -6,6 +6,7 @@ memory, loading and unloading, trace and log settings. Knows no onnxruntime.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -22,8 +23,16 @@ from serving.metrics import Metrics
 from serving.service import Context, abort, in_order, log
 from serving.shelves import Entry, State
 from serving.statistics import Statistics, read_statistics
-from serving.steps import Probabilities, Verdict
-from serving.tensors import INPUT_NAME, OUTPUT_NAME, classification_count, join, read_pictures, timeout_s
+from serving.steps import Verdict
+from serving.tensors import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    UNKNOWN_NAME,
+    asked_outputs,
+    join,
+    read_pictures,
+    timeout_s,
+)
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _EXTENSIONS: Final = (
@@ -88,7 +97,10 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             versions=[str(entry.version) for entry in self._ready() if entry.name == contract.name],
             platform=_PLATFORM,
             inputs=[tensor(name=INPUT_NAME, datatype="BYTES", shape=[-1, 1])],
-            outputs=[tensor(name=OUTPUT_NAME, datatype="FP32", shape=[-1, len(contract.labels)])],
+            outputs=[
+                tensor(name=OUTPUT_NAME, datatype="FP32", shape=[-1, len(contract.labels)]),
+                tensor(name=UNKNOWN_NAME, datatype="BOOL", shape=[-1, 1]),
+            ],
         )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: N802 -- rpc
@@ -156,7 +168,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return answer
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        label_count = classification_count(request)
+        asked = asked_outputs(request)
         answers = await self._dispatcher.classify(
             read_pictures(request, max_images=self._max_images),
             door="inference",
@@ -164,14 +176,14 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             version=request.model_version,
             time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
         )
-        rows = _rows(answers.outcomes)
-        output, raw = _classified(rows, answers.model, label_count) if label_count else _probabilities(rows)
+        verdicts = _verdicts(answers.outcomes)
+        outputs = [_output(name, verdicts, answers.model, label_count=count) for name, count in asked.items()]
         return pb.ModelInferResponse(
             model_name=answers.model.contract.name,
             model_version=str(answers.model.contract.version),
             id=request.id,
-            outputs=[output],
-            raw_output_contents=[raw],
+            outputs=[tensor for tensor, _ in outputs],
+            raw_output_contents=[raw for _, raw in outputs],
         )
 
     def _ready(self) -> list[Entry]:
@@ -182,31 +194,29 @@ def _sooner(first_s: float | None, second_s: float | None) -> float | None:
     return min((one for one in (first_s, second_s) if one is not None), default=None)
 
 
-def _rows(outcomes: Sequence[Verdict | ImageError]) -> list[Probabilities]:
-    """Return the probabilities of all pictures. Raises InvalidRequestError for the first that could not be read."""
-    rows = []
+def _verdicts(outcomes: Sequence[Verdict | ImageError]) -> list[Verdict]:
+    """Return the verdicts on all pictures. Raises InvalidRequestError for the first that could not be read."""
+    verdicts = []
     for place, outcome in enumerate(outcomes):
         if isinstance(outcome, ImageError):
             raise InvalidRequestError(f"{INPUT_NAME}[{place}]: {outcome.code}: {outcome}")
-        rows.append(outcome.scores)
-    return rows
+        verdicts.append(outcome)
+    return verdicts
 
 
-def _probabilities(rows: Sequence[Probabilities]) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
-    values = np.stack(rows).astype("<f4")  # (N, C)
-    return _output(datatype="FP32", shape=values.shape), values.tobytes()
-
-
-def _classified(
-    rows: Sequence[Probabilities], model: ServedModel, label_count: int
+def _output(
+    name: str, verdicts: Sequence[Verdict], model: ServedModel, *, label_count: int
 ) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
-    ranked = [model.rank(row, top_k=label_count) for row in rows]
-    elements = [f"{one.score:.6f}:{one.index}:{one.label}".encode() for row in ranked for one in row]
-    return _output(datatype="BYTES", shape=(len(rows), len(ranked[0]))), join(elements)
-
-
-def _output(*, datatype: str, shape: Sequence[int]) -> pb.ModelInferResponse.InferOutputTensor:
-    return pb.ModelInferResponse.InferOutputTensor(name=OUTPUT_NAME, datatype=datatype, shape=shape)
+    """Return an output tensor without its contents, and these."""
+    tensor = partial(pb.ModelInferResponse.InferOutputTensor, name=name)
+    if name == UNKNOWN_NAME:
+        return tensor(datatype="BOOL", shape=(len(verdicts), 1)), bytes(one.unknown for one in verdicts)
+    if label_count:
+        ranked = [model.rank(one.scores, top_k=label_count) for one in verdicts]
+        elements = [f"{one.score:.6f}:{one.index}:{one.label}".encode() for row in ranked for one in row]
+        return tensor(datatype="BYTES", shape=(len(verdicts), len(ranked[0]))), join(elements)
+    values = np.stack([one.scores for one in verdicts]).astype("<f4")  # (N, C)
+    return tensor(datatype="FP32", shape=values.shape), values.tobytes()
 
 
 def _config(contract: Contract, *, max_batch_size: int) -> pb.ModelConfig:
@@ -216,7 +226,10 @@ def _config(contract: Contract, *, max_batch_size: int) -> pb.ModelConfig:
         backend=_BACKEND,
         max_batch_size=max_batch_size,
         input=[pb.ModelInput(name=INPUT_NAME, data_type=pb.TYPE_STRING, dims=[1])],
-        output=[pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[len(contract.labels)])],
+        output=[
+            pb.ModelOutput(name=OUTPUT_NAME, data_type=pb.TYPE_FP32, dims=[len(contract.labels)]),
+            pb.ModelOutput(name=UNKNOWN_NAME, data_type=pb.TYPE_BOOL, dims=[1]),
+        ],
         dynamic_batching=pb.ModelDynamicBatching(),
         parameters={"crop_px": pb.ModelParameter(string_value=str(contract.preprocess.crop_px))},
     )

@@ -17,6 +17,7 @@ from serving.errors import InvalidRequestError
 
 INPUT_NAME: Final = "images"
 OUTPUT_NAME: Final = "probabilities"
+UNKNOWN_NAME: Final = "unknown"
 Pictures = list[bytes] | list[NDArray[np.uint8]]
 
 _LENGTH: Final = struct.Struct("<I")
@@ -44,19 +45,29 @@ def read_pictures(request: pb.ModelInferRequest, *, max_images: int) -> Pictures
     return list(_bytes_of_uint8(tensor, raw, size=math.prod(shape)).reshape(shape))
 
 
-def classification_count(request: pb.ModelInferRequest) -> int:
-    """Return how many labels are asked for instead of probabilities, 0 for none. Raises InvalidRequestError."""
+def asked_outputs(request: pb.ModelInferRequest) -> dict[str, int]:
+    """Return the outputs that are asked for, all where none is, in their order.
+
+    With each the number of labels that are wanted instead of its numbers, 0 for none. Raises InvalidRequestError.
+    """
     names = [output.name for output in request.outputs]
-    if names not in ([], [OUTPUT_NAME]):
+    if len(set(names)) < len(names) or not set(names) <= {OUTPUT_NAME, UNKNOWN_NAME}:
         found = ", ".join(repr(name[:32]) for name in names[:4])
-        raise InvalidRequestError(f"outputs: found {found}, wanted {OUTPUT_NAME!r} once, or none for the same")
+        raise InvalidRequestError(
+            f"outputs: found {found}, wanted {OUTPUT_NAME!r} and {UNKNOWN_NAME!r} once at most, or none for both"
+        )
     if not names:
+        return {OUTPUT_NAME: 0, UNKNOWN_NAME: 0}
+    return {output.name: _classification_count(output) for output in request.outputs}
+
+
+def _classification_count(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> int:
+    _refuse_shared_memory(output.parameters, name=output.name)
+    if "classification" not in output.parameters:
         return 0
-    parameters = request.outputs[0].parameters
-    _refuse_shared_memory(parameters, name=OUTPUT_NAME)
-    if "classification" not in parameters:
-        return 0
-    count = whole_number(parameters["classification"])
+    if output.name != OUTPUT_NAME:
+        raise InvalidRequestError(f"classification: found with {output.name!r}, wanted with {OUTPUT_NAME!r} alone")
+    count = whole_number(output.parameters["classification"])
     if count is None or count < 1:
         raise InvalidRequestError("classification: wanted a positive int64_param, the number of labels")
     return count

@@ -55,7 +55,7 @@ def pixels(*shape, colour=(250, 20, 20)):
 
 
 def best(response):
-    (output,), (raw,) = response.outputs, response.raw_output_contents
+    (output, *_), (raw, *_) = response.outputs, response.raw_output_contents
     assert (output.name, output.datatype) == ("probabilities", "FP32")
     rows = np.frombuffer(raw, dtype="<f4").reshape(tuple(output.shape))
     assert rows.sum(axis=1) == pytest.approx(1, abs=1e-6)

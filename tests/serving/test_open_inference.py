@@ -33,6 +33,24 @@ def test_pictures_and_pixels_get_the_same_answers(models):
     scene_with(models, scene)
 
 
+@pytest.mark.parametrize("names", [["unknown"], ["unknown", "probabilities"], ["probabilities"], []])
+def test_the_outputs_that_are_asked_for_come_in_their_order(models, names):
+    """A picture of something else is unknown, and has its best label all the same."""
+    made = request("red")
+    made.inputs[0].shape[0] = 2
+    made.raw_input_contents[0] += join([tiny_bundle.foreign()])
+    made.outputs.extend(pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names)
+
+    async def scene(stub, channel):
+        return await stub.ModelInfer(made)
+
+    answer = scene_with(models, scene)
+    assert [tensor.name for tensor in answer.outputs] == (names or ["probabilities", "unknown"])
+    for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        if tensor.name == "unknown":
+            assert (tensor.datatype, list(tensor.shape), raw) == ("BOOL", [2, 1], b"\0\1")
+
+
 def test_the_calls_of_perf_analyzer_in_its_order(models):
     """Metadata, config, server metadata, statistics, requests, statistics; and what it needs to find in them."""
 
@@ -43,9 +61,9 @@ def test_the_calls_of_perf_analyzer_in_its_order(models):
         (before,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="colours"))).model_stats
         for number in range(5):
             response = await stub.ModelInfer(request("red", id=str(number)))
-            assert (response.id, len(response.raw_output_contents)) == (str(number), 1)
+            assert (response.id, len(response.raw_output_contents)) == (str(number), 2)
         answer = await stub.ModelInfer(request("red", "blue"))
-        assert len(answer.raw_output_contents) == len(answer.outputs) == 1
+        assert len(answer.raw_output_contents) == len(answer.outputs) == 2
         (after,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="colours"))).model_stats
         return metadata, config, extensions, before, after
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protos import open_inference_pb2 as pb
 from serving.errors import InvalidRequestError
-from serving.tensors import classification_count, join, read_pictures, timeout_s
+from serving.tensors import asked_outputs, join, read_pictures, timeout_s
 
 PIXELS = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
@@ -104,20 +104,24 @@ def test_shared_memory_is_refused():
         read(made)
     made.outputs.add(name="probabilities").parameters["shared_memory_region"].string_param = "here"
     with pytest.raises(InvalidRequestError, match="shared memory"):
-        classification_count(made)
+        asked_outputs(made)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "count"),
+    ("outputs", "asked"),
     [
-        ([], 0),
-        ([{"name": "probabilities"}], 0),
-        ([{"name": "probabilities", "parameters": {"classification": pb.InferParameter(int64_param=3)}}], 3),
+        ([], [("probabilities", 0), ("unknown", 0)]),
+        ([{"name": "probabilities"}], [("probabilities", 0)]),
+        ([{"name": "unknown"}, {"name": "probabilities"}], [("unknown", 0), ("probabilities", 0)]),
+        (
+            [{"name": "probabilities", "parameters": {"classification": pb.InferParameter(int64_param=3)}}],
+            [("probabilities", 3)],
+        ),
     ],
 )
-def test_the_asked_for_output_is_read(outputs, count):
-    """No output means all of them, and all are one."""
-    assert classification_count(pb.ModelInferRequest(outputs=outputs)) == count
+def test_the_asked_for_outputs_are_read(outputs, asked):
+    """In their order; none means all of them."""
+    assert list(asked_outputs(pb.ModelInferRequest(outputs=outputs)).items()) == asked
 
 
 @pytest.mark.parametrize(
@@ -127,12 +131,13 @@ def test_the_asked_for_output_is_read(outputs, count):
         [{"name": "probabilities"}] * 2,
         [{"name": "probabilities", "parameters": {"classification": pb.InferParameter(int64_param=0)}}],
         [{"name": "probabilities", "parameters": {"classification": pb.InferParameter(string_param="3")}}],
+        [{"name": "unknown", "parameters": {"classification": pb.InferParameter(int64_param=1)}}],
     ],
 )
 def test_another_output_is_refused(outputs):
     """Unknown, twice, or with a count that is none."""
     with pytest.raises(InvalidRequestError):
-        classification_count(pb.ModelInferRequest(outputs=outputs))
+        asked_outputs(pb.ModelInferRequest(outputs=outputs))
 
 
 def test_timeout_is_in_microseconds():

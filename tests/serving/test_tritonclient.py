@@ -27,11 +27,13 @@ def told(tmp_path_factory):
     tiny_bundle.write(folder / "models")
     for label in ("red", "blue"):
         (folder / f"{label}.png").write_bytes(tiny_bundle.picture(label))
+    (folder / "foreign.png").write_bytes(tiny_bundle.foreign())
+    pictures = [folder / f"{name}.png" for name in ("red", "blue", "foreign")]
 
     async def play():
         async with serving(folder / "models") as (_, port):
             program = await asyncio.create_subprocess_exec(
-                *(PYTHON, SCENES, str(port), folder / "red.png", folder / "blue.png", str(tiny_bundle.CROP_PX)),
+                *(PYTHON, SCENES, str(port), *pictures, str(tiny_bundle.CROP_PX)),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env={},
@@ -67,10 +69,16 @@ def test_it_reads_metadata_and_config(told):
     assert {"classification", "statistics", "model_configuration"} <= set(found["server"]["extensions"])
     assert found["metadata"]["versions"] == ["1"]
     assert found["metadata"]["inputs"] == [{"name": "images", "datatype": "BYTES", "shape": ["-1", "1"]}]
-    assert found["metadata"]["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": ["-1", "3"]}]
+    assert found["metadata"]["outputs"] == [
+        {"name": "probabilities", "datatype": "FP32", "shape": ["-1", "3"]},
+        {"name": "unknown", "datatype": "BOOL", "shape": ["-1", "1"]},
+    ]
     assert (found["config"]["name"], found["config"]["max_batch_size"]) == ("colours", 8)
     assert found["config"]["input"] == [{"name": "images", "data_type": "TYPE_STRING", "dims": ["1"]}]
-    assert found["config"]["output"] == [{"name": "probabilities", "data_type": "TYPE_FP32", "dims": ["3"]}]
+    assert found["config"]["output"] == [
+        {"name": "probabilities", "data_type": "TYPE_FP32", "dims": ["3"]},
+        {"name": "unknown", "data_type": "TYPE_BOOL", "dims": ["1"]},
+    ]
     assert found["config"]["parameters"]["crop_px"]["string_value"] == str(tiny_bundle.CROP_PX)
     assert "dynamic_batching" in found["config"]
     assert found["index"] == [{"name": "colours", "version": "1", "state": "READY"}]
@@ -82,6 +90,7 @@ def test_it_classifies_pictures_and_pixels(told):
     assert answers["single"]["id"] == "single"
     assert best(answers["single"]["rows"]) == best(answers["gzip"]) == [RED]
     assert best(answers["batch"]) == best(answers["pixels"]) == [RED, BLUE]
+    assert answers["unknown"] == [[False], [False], [True]]
 
 
 def test_it_gets_classes_instead_of_numbers(told):
@@ -132,7 +141,7 @@ def test_its_errors_are_told(told, scene, status, text):
 def test_it_reads_statistics(told):
     """What was answered before them is counted, and the three stages alike."""
     (stats,) = told["statistics"]
-    answered = 1 + 2 + 2 + 1 + 2 + 1 + 10 + 2  # the scenes: answers, asynchronous, streamed
+    answered = 1 + 2 + 2 + 1 + 2 + 3 + 1 + 10 + 2  # the scenes: answers, asynchronous, streamed
     inference = stats["inference_stats"]
     assert (stats["version"], int(stats["inference_count"])) == ("1", answered)
     assert {inference[stage]["count"] for stage in ("compute_input", "compute_infer", "compute_output")} == {

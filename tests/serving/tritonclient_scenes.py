@@ -62,7 +62,7 @@ def descriptions(client):
     }
 
 
-def answers(client, first, second, crop_px):
+def answers(client, first, second, foreign, crop_px):
     ranked = [triton.InferRequestedOutput("probabilities", class_count=2)]
     everything = [triton.InferRequestedOutput("probabilities", class_count=99)]
     single = client.infer(MODEL, pictures(first), request_id="single", timeout=60_000_000, priority=1)
@@ -72,6 +72,7 @@ def answers(client, first, second, crop_px):
         "pixels": rows(client.infer(MODEL, pixels(crop_px, (250, 20, 20), (20, 20, 250)))),
         "gzip": rows(client.infer(MODEL, pictures(first), compression_algorithm="gzip", client_timeout=60)),
         "classes": texts(client.infer(MODEL, pictures(first, second), outputs=ranked)),
+        "unknown": client.infer(MODEL, pictures(first, second, foreign)).as_numpy("unknown").tolist(),
         "every class": texts(client.infer(MODEL, pictures(first), outputs=everything)),
     }
 
@@ -147,12 +148,12 @@ def fields():
     return found
 
 
-def main(port, first, second, crop_px):
+def main(port, first, second, foreign, crop_px):
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         report = {
             "states": states(client),
             "descriptions": descriptions(client),
-            "answers": answers(client, first, second, crop_px),
+            "answers": answers(client, first, second, foreign, crop_px),
             "asynchronous": asynchronous(client, first, second),
             "streamed": streamed(client, first, second),
             "failures": failures(client, first, crop_px),
@@ -163,4 +164,4 @@ def main(port, first, second, crop_px):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(*sys.argv[1:5], int(sys.argv[5]))
