@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,15 @@ def assert_equal_runs(run: Path, alone: Path) -> None:
     for name, tensor in ours.items():
         if not name.startswith("optimizer"):
             assert torch.allclose(tensor, theirs[name], rtol=1e-3, atol=2e-5), name
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler on this machine")
+def test_two_compiled_processes_train_what_one_plain_one_does(data: Path, alone: Path, tmp_path: Path) -> None:
+    """torch.compile around DistributedDataParallel: gradients are still exchanged, and the rest is rounding."""
+    with two_processes(data, tmp_path / "run", "--compile") as process:
+        _, err = process.communicate(timeout=540)
+    assert process.returncode == 0, err
+    assert_equal_runs(tmp_path / "run", alone)
 
 
 def test_two_processes_train_what_one_trains(data: Path, alone: Path, tmp_path: Path) -> None:
