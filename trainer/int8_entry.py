@@ -44,7 +44,7 @@ def find_entry(model: onnx.ModelProto, contract: Contract) -> PixelEntry | None:
     constants = {tensor.name for tensor in model.graph.initializer}
     if {mean, *other_means} != {mean} or {std, *other_stds} != {std}:
         return None
-    if first is None or first.op_type != "Conv" or len(first.input) < 3 or first.input[2] not in constants:
+    if first is None or first.op_type != "Conv" or len(first.input) < 3 or not constants.issuperset(first.input[1:]):
         return None
     makers = {output: node for node in model.graph.node for output in node.output}
     tensor, between = first.input[0], list[str]()
@@ -80,12 +80,13 @@ def take_shift(model: onnx.ModelProto, entry: PixelEntry) -> None:
 def let_pixels_in(model: onnx.ModelProto, entry: PixelEntry) -> None:
     """Replace normalising and quantising by the pixels themselves, in a graph that was quantised with `overrides`."""
     graph = model.graph
-    gone = [node for node in graph.node if node.name in entry.between]
-    gone += [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == entry.normalised]
+    (quantising,) = (
+        node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == entry.normalised
+    )
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] == gone[-1].output[0]:
+        if node.op_type == "DequantizeLinear" and node.input[0] == quantising.output[0]:
             node.input[0] = entry.planes
-    for node in gone:
+    for node in [quantising, *(node for node in graph.node if node.name in entry.between)]:
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
