@@ -34,27 +34,3 @@ def test_large_pieces_go_back_to_the_system_after_a_larger_one_too(how, is_mappe
     line = [sys.executable, "-c", SCENE, how]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True)
     assert done.stdout.strip() == is_mapped
-
-
-FREEZE = """
-import gc, weakref
-from serving.memory import freeze_heap
-
-class Node: pass
-
-freeze_heap()
-node = Node()
-node.itself, seen = node, weakref.ref(node)
-del node
-searched = len(gc.get_objects())
-gc.collect()
-print(gc.get_freeze_count() > 10 * searched, seen() is None)
-"""
-
-
-def test_what_lives_at_the_start_is_never_searched_again_and_what_comes_later_is():
-    """The modules are nearly everything; a cycle made after them is still found."""
-    done = subprocess.run(
-        [sys.executable, "-c", FREEZE], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True
-    )
-    assert done.stdout.split() == ["True", "True"]
