@@ -45,9 +45,13 @@ test-serving: .venv-serving/.ready .venv-tritonclient/.ready ## run the tests of
 	! .venv-serving/bin/python -c 'import torch' 2>/dev/null
 	.venv-serving/bin/python -m pytest tests/bundle tests/serving
 
-test-cuda-absent: setup ## prove on a machine without a GPU that onnxruntime-gpu fails closed
+# Without CUDA's own libraries, gigabytes that would not start here anyway.
+.venv-gpu/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[server-base]' 'onnxruntime-gpu>=1.24'
+	.venv-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[server-base]' onnxruntime-gpu
+	touch $@
+
+test-cuda-absent: setup .venv-gpu/.ready ## prove on a machine without a GPU that onnxruntime-gpu fails closed
 	$(BIN)/python -m pytest tests/serving/test_cuda_absent.py
 
 test-portable: setup ## run the portable graph in JavaScript too; installs node and npm where root on Debian has none

@@ -72,13 +72,13 @@ def open_model(
     """
     providers = _providers(provider, cuda_memory_mb=cuda_memory_mb)
     if providers[0][0] == _CUDA:
-        variant = _preferred(bundle.manifest, "fp16") if precision == "auto" else bundle.manifest.variant(precision)
+        variant = _chosen(bundle.manifest, precision, preferred="fp16")
         try:
             return _open_on_cuda(bundle, variant, providers=providers, intra_op_threads=intra_op_threads)
         except ProviderError:
             if provider == "cuda":
                 raise  # else: an onnxruntime with CUDA, on a machine without
-    variant = _preferred(bundle.manifest, "int8") if precision == "auto" else bundle.manifest.variant(precision)
+    variant = _chosen(bundle.manifest, precision, preferred="int8")
     return _open_variant(bundle, variant, providers=[(_CPU, {})], intra_op_threads=intra_op_threads)
 
 
@@ -132,8 +132,11 @@ def has_cuda() -> bool:
     return _CUDA in ort.get_available_providers()
 
 
-def _preferred(manifest: Manifest, precision: Precision) -> Variant:
-    return manifest.variant(precision if any(one.precision == precision for one in manifest.variants) else "fp32")
+def _chosen(manifest: Manifest, precision: Choice, *, preferred: Precision) -> Variant:
+    """Return the variant of a precision; for "auto" the preferred one where it is there, else fp32."""
+    if precision != "auto":
+        return manifest.variant(precision)
+    return manifest.variant(preferred if any(one.precision == preferred for one in manifest.variants) else "fp32")
 
 
 def _providers(provider: Provider, *, cuda_memory_mb: int) -> Providers:

@@ -4,35 +4,22 @@ The written rules stand in protos/open_inference.proto. What is not named there 
 memory, loading and unloading, trace and log settings. Knows no onnxruntime.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from functools import partial
 from typing import Final
-
-import numpy as np
 
 from bundle import __version__
 from bundle.contract import Contract
-from bundle.errors import ImageError
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.classifier import ServedModel
 from serving.dispatcher import Dispatcher
-from serving.errors import InvalidRequestError, NotReadyError, UnknownModelError, status_name
+from serving.errors import NotReadyError, UnknownModelError, status_name
+from serving.inference_answers import answer_message
 from serving.metrics import Metrics
 from serving.service import Context, abort, in_order, log
 from serving.shelves import Entry, State
 from serving.statistics import Statistics, read_statistics
-from serving.steps import Verdict
-from serving.tensors import (
-    INPUT_NAME,
-    OUTPUT_NAME,
-    UNKNOWN_NAME,
-    asked_outputs,
-    join,
-    read_pictures,
-    timeout_s,
-)
+from serving.tensors import INPUT_NAME, OUTPUT_NAME, UNKNOWN_NAME, asked_outputs, read_pictures, timeout_s
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _EXTENSIONS: Final = (
@@ -176,15 +163,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             version=request.model_version,
             time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
         )
-        verdicts = _verdicts(answers.outcomes)
-        outputs = [_output(name, verdicts, answers.model, label_count=count) for name, count in asked.items()]
-        return pb.ModelInferResponse(
-            model_name=answers.model.contract.name,
-            model_version=str(answers.model.contract.version),
-            id=request.id,
-            outputs=[tensor for tensor, _ in outputs],
-            raw_output_contents=[raw for _, raw in outputs],
-        )
+        return answer_message(answers, asked, request.id)
 
     def _ready(self) -> list[Entry]:
         return [entry for entry in self._dispatcher.catalogue.entries() if entry.state == "READY"]
@@ -192,31 +171,6 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 def _sooner(first_s: float | None, second_s: float | None) -> float | None:
     return min((one for one in (first_s, second_s) if one is not None), default=None)
-
-
-def _verdicts(outcomes: Sequence[Verdict | ImageError]) -> list[Verdict]:
-    """Return the verdicts on all pictures. Raises InvalidRequestError for the first that could not be read."""
-    verdicts = []
-    for place, outcome in enumerate(outcomes):
-        if isinstance(outcome, ImageError):
-            raise InvalidRequestError(f"{INPUT_NAME}[{place}]: {outcome.code}: {outcome}")
-        verdicts.append(outcome)
-    return verdicts
-
-
-def _output(
-    name: str, verdicts: Sequence[Verdict], model: ServedModel, *, label_count: int
-) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
-    """Return an output tensor without its contents, and these."""
-    tensor = partial(pb.ModelInferResponse.InferOutputTensor, name=name)
-    if name == UNKNOWN_NAME:
-        return tensor(datatype="BOOL", shape=(len(verdicts), 1)), bytes(one.unknown for one in verdicts)
-    if label_count:
-        ranked = [model.rank(one.scores, top_k=label_count) for one in verdicts]
-        elements = [f"{one.score:.6f}:{one.index}:{one.label}".encode() for row in ranked for one in row]
-        return tensor(datatype="BYTES", shape=(len(verdicts), len(ranked[0]))), join(elements)
-    values = np.stack([one.scores for one in verdicts]).astype("<f4")  # (N, C)
-    return tensor(datatype="FP32", shape=values.shape), values.tobytes()
 
 
 def _config(contract: Contract, *, max_batch_size: int) -> pb.ModelConfig:

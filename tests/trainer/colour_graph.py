@@ -9,9 +9,19 @@ from numpy.typing import ArrayLike
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.preprocess import PreprocessSpec
 
 LABELS = ("blue", "green", "red")
 SIDE = 32
+CONTRACT = Contract(
+    name="m",
+    version=1,
+    labels=LABELS,
+    preprocess=PreprocessSpec(resize_px=36, crop_px=SIDE),
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    unknown_below=-1.0,
+)
 NORMAL = "normal"  # what the first layer reads: float32 (N, 3, SIDE, SIDE), about -1..1
 
 

@@ -1,5 +1,6 @@
 """float16 for GPUs has to earn its place where there is no GPU: a rehearsal rounds as one would."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bundle.contract import Contract
 from bundle.golden import open_proved
-from bundle.preprocess import PreprocessSpec
 from bundle.repository import load_bundle
 from bundle.runtime import open_model
 from trainer import benchmark, runs, train
@@ -20,18 +19,11 @@ from trainer.export import export
 from trainer.half import add_half, rehearsal_deviation, write_half
 from trainer.int8_trials import answer, load_images
 
+from . import colour_graph
 from .colour_graph import LABELS, NORMAL, SIDE, write_colour_graph
 from .pictures import make_folder
 
-CONTRACT = Contract(
-    name="m",
-    version=1,
-    labels=LABELS,
-    preprocess=PreprocessSpec(resize_px=36, crop_px=SIDE),
-    mean=(0.485,) * 3,
-    std=(0.5,) * 3,
-    unknown_below=-1,
-)
+CONTRACT = replace(colour_graph.CONTRACT, mean=(0.485,) * 3)
 
 
 def graph(path: Path, *, gain: float = 1.0, shift: float = 0.0) -> Path:

@@ -11,22 +11,12 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from bundle.contract import IMAGES, LOGITS, Contract
-from bundle.preprocess import PreprocessSpec
 from trainer import quantize
 from trainer.int8_entry import find_entry, take_shift
 from trainer.quantize import NumberTypes, Quantizer, Recipe
 
-from .colour_graph import LABELS, NORMAL, SIDE, write_colour_graph
+from .colour_graph import CONTRACT, NORMAL, SIDE, write_colour_graph
 
-CONTRACT = Contract(
-    name="m",
-    version=1,
-    labels=LABELS,
-    preprocess=PreprocessSpec(resize_px=36, crop_px=SIDE),
-    mean=(0.5,) * 3,
-    std=(0.5,) * 3,
-    unknown_below=-1.0,
-)
 RECIPE = Recipe(method="minmax", per_channel=True)
 EDGES = np.random.default_rng(0).normal(size=(3, 3, 3, 3)).astype(np.float32) / 9
 

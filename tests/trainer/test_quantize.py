@@ -13,9 +13,8 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType
 from PIL import Image
 
-from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, Contract, contract_to_json
+from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, contract_to_json
 from bundle.errors import BundleError
-from bundle.preprocess import PreprocessSpec
 from bundle.repository import load_bundle
 from bundle.runtime import open_model
 from trainer import int8_search, runs, train
@@ -28,18 +27,9 @@ from trainer.int8_search import Evidence, Found, search, stratified
 from trainer.latency import FEWEST_ROUNDS, ROUNDS, interleaved_medians_ms
 from trainer.quantize import Recipe, number_types
 
-from .colour_graph import LABELS, NORMAL, SIDE, write_colour_graph
+from .colour_graph import CONTRACT, LABELS, NORMAL, SIDE, write_colour_graph
 from .pictures import make_folder
 
-CONTRACT = Contract(
-    name="m",
-    version=1,
-    labels=LABELS,
-    preprocess=PreprocessSpec(resize_px=36, crop_px=SIDE),
-    mean=(0.5,) * 3,
-    std=(0.5,) * 3,
-    unknown_below=-1.0,
-)
 OUTLIER = 1e5  # in one channel: with it in range, eight bits leave nothing of the other three
 LAYERS = 4
 
