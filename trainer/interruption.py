@@ -10,7 +10,8 @@ from types import FrameType
 def interruptible(*, is_patient: bool) -> Iterator[list[int]]:
     """Yield a list that the first Ctrl-C or SIGTERM fills, so that a step is never torn; a second one stops at once.
 
-    A patient process outlasts the second one: from torchrun each Ctrl-C comes twice, from the terminal and passed on.
+    A patient process outlasts the second one, from torchrun: each Ctrl-C comes twice, from the terminal and passed on.
+    It stays deaf afterwards: the death of another process also brings SIGTERM, and why it ends is not told yet.
     """
     received: list[int] = []
 
@@ -24,5 +25,6 @@ def interruptible(*, is_patient: bool) -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if not is_patient:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
