@@ -10,6 +10,8 @@ def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # Beyond it connections are closed at once: both doors together stay below 1,024 descriptors, the usual limit.
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never finishes its greeting: else 120 s
         # A client that vanished without a word is noticed after 80 s, and what it waited for leaves the queue.
         ("grpc.keepalive_time_ms", 60_000),

@@ -14,7 +14,6 @@ from serving.errors import StartupError
 from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
-_MAX_CONNECTIONS: Final = 1024  # beyond it 503, before a header is parsed: descriptors are few
 _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must be the ones to close
 
 
@@ -27,6 +26,7 @@ class HttpServer:
         address: str,
         *,
         drain_s: float,
+        max_connections: int,
         files: TlsFiles | None = None,
         is_shared: bool = False,
     ) -> None:
@@ -35,6 +35,7 @@ class HttpServer:
         self._files = files
         self._is_shared = is_shared  # with other processes, by SO_REUSEPORT
         self._drain_s = drain_s
+        self._max_connections = max_connections
         self._uvicorn: _Uvicorn | None = None
         self._running: asyncio.Task[None] | None = None
         self.port = 0  # while it is off
@@ -57,7 +58,7 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             backlog=_BACKLOG,
-            limit_concurrency=_MAX_CONNECTIONS,
+            limit_concurrency=self._max_connections + 1,  # 503 from there on, before the body is read
             timeout_keep_alive=_KEEP_ALIVE_S,
             ssl_context_factory=(lambda _config, _default: context) if context else None,
             timeout_graceful_shutdown=max(1, math.ceil(self._drain_s)),

@@ -158,6 +158,7 @@ class Server:
             Envelope(app, tracing=tracing),
             address,
             drain_s=settings.drain_s,
+            max_connections=settings.max_connections,
             files=tls_files(settings),
             is_shared=settings.workers > 1,
         )

@@ -7,10 +7,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import pytest
 import tiny_bundle
 from running import LIMIT_S, Running, classify, load, plain_channel, until
 from test_process import port, process
 
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
 from serving.classifier import load_model
 from serving.client import Client
 
@@ -129,3 +132,24 @@ def test_a_connection_runs_no_more_calls_than_allowed(models):
         may_answer.set()
         assert all(call.result(LIMIT_S) for call in calls)
     assert len(entered) == 6
+
+
+def test_connections_beyond_the_limit_are_closed_until_one_ends(models):
+    """A stranger that only opens connections takes no descriptors from the models; who is in notices nothing."""
+    with (
+        Running(models, max_connections=2) as server,
+        plain_channel(server.address) as first,
+        plain_channel(server.address, other=2) as later,
+    ):
+        with plain_channel(server.address, other=1) as second:
+            assert [classify(first), classify(second)] == ["1", "1"]
+            assert status_without_waiting(later) is grpc.StatusCode.UNAVAILABLE
+            assert [classify(first), classify(second)] == ["1", "1"]
+        assert [classify(later), classify(first)] == ["1", "1"]  # it connects again by itself
+
+
+def status_without_waiting(channel):
+    """The status of a call on a channel that may not be connected."""
+    with pytest.raises(grpc.RpcError) as refused:
+        classifier_pb2_grpc.ClassifierStub(channel).ListModels(pb.ListModelsRequest(), timeout=LIMIT_S)
+    return refused.value.code()

@@ -221,6 +221,21 @@ def test_bodies_under_way_are_bounded_together(models):
     serve(models, scene, settings=settings)
 
 
+def test_connections_beyond_the_limit_are_told_to_come_back(models):
+    """Two that say nothing are all there may be; when one leaves, the next is answered."""
+
+    async def scene(server, asking):
+        silent = [(await asyncio.open_connection("127.0.0.1", server.http_port))[1] for _ in range(2)]
+        assert (await asking("/healthz")).status == 503
+        silent[0].close()
+        async with asyncio.timeout(20):
+            while (await asking("/healthz")).status != 200:
+                pass
+        silent[1].close()
+
+    serve(models, scene, settings=replace(SETTINGS, max_connections=2))
+
+
 class Failing:
     """A model whose queue raises."""
 
