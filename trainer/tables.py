@@ -40,10 +40,9 @@ def print_parity(out: Console, parity: Sequence[Parity], *, held_out: Side) -> N
 
 def print_candidates(out: Console, candidates: Sequence[Candidate]) -> None:
     """Print what the search for INT8 tried."""
-    columns = ("candidate", "accuracy", "as fp32", "ms, batch 1", "ms, batch 8", "MB", "verdict")
-    table = Table(
-        Column(columns[0], no_wrap=True), *columns[1:], title="int8: chosen on validation pictures, timed on one thread"
-    )
+    columns = ("accuracy", "as fp32", "ms, batch 1", "ms, batch 8", "MB")
+    title = "int8: chosen on validation pictures, timed on one thread"
+    table = Table(Column("candidate", no_wrap=True), *columns, title=title)
     for row in candidates:
         table.add_row(
             row.name,
@@ -52,9 +51,10 @@ def print_candidates(out: Console, candidates: Sequence[Candidate]) -> None:
             f"{row.latency_ms:.1f}",
             f"{row.latency_batch8_ms:.1f}",
             f"{row.size_bytes / 1e6:.1f}",
-            escape(row.verdict),
         )
     out.print(table)
+    for row in candidates:
+        out.print(f"{row.name}: {row.verdict}", markup=False, highlight=False)
 
 
 def print_evaluation(out: Console, evaluation: Evaluation) -> None:
