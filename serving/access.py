@@ -1,7 +1,8 @@
 """Who is let in over gRPC: tokens before a request is read; in the open beyond this machine only where asked for."""
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias, cast
 
@@ -133,9 +134,16 @@ def _reader(handler: Handler, check: Callable[[], object]) -> Callable[[Any], ob
         except DecodeError as error:
             raise InvalidRequestError("found bytes that are no message of this method") from error
 
-    async def each(messages: AsyncIterator[bytes]) -> AsyncIterator[object]:
-        async for message in messages:
+    async def each(messages: AsyncIterable[bytes]) -> AsyncIterator[object]:
+        incoming, end = aiter(messages), object()
+        # The library never frees a message that comes after its read was cancelled: one for each stream that ends early.
+        # Shielded, a read that nobody waits for any more ends with its call.
+        while (message := await asyncio.shield(asyncio.ensure_future(_next(incoming, end)))) is not end:
             check()
-            yield one(message)
+            yield one(cast(bytes, message))
 
     return each if handler.request_streaming else one
+
+
+async def _next(messages: AsyncIterator[bytes], end: object) -> object:
+    return await anext(messages, end)

@@ -1,15 +1,16 @@
 """What the C library is told about memory."""
 
 import ctypes
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_process import ENVIRONMENT
 
-SCENE = """
-import ctypes, sys
-from serving.memory import bound_heaps
+HEAPS = """
+import ctypes, gc, sys
 
 class Heaps(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
@@ -17,6 +18,11 @@ class Heaps(ctypes.Structure):
 
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Heaps
+"""
+
+SCENE = """
+from serving.memory import bound_heaps
+
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 if sys.argv[1] == "bound":
     bound_heaps()
@@ -31,6 +37,53 @@ print(libc.mallinfo2().hblkhd - before >= 4 * 2**20)
 @pytest.mark.parametrize(("how", "is_mapped"), [("bound", "True"), ("unbound", "False")])
 def test_large_pieces_go_back_to_the_system_after_a_larger_one_too(how, is_mapped):
     """Left alone, glibc keeps pieces of 4 MB once one of 20 MB was freed."""
-    line = [sys.executable, "-c", SCENE, how]
+    line = [sys.executable, "-c", HEAPS + SCENE, how]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True)
     assert done.stdout.strip() == is_mapped
+
+
+LEFT = """
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import tiny_bundle
+from protos import classifier_pb2 as pb, classifier_pb2_grpc
+from running import Running
+
+async def refused_streams(address, request, *, times):
+    async def endless():
+        while True:
+            yield request
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        for _ in range(times):
+            with suppress(grpc.aio.AioRpcError):
+                await classifier_pb2_grpc.ClassifierStub(channel).ClassifyStream(endless()).read()
+
+def used_mb():
+    gc.collect()
+    heaps = libc.mallinfo2()
+    return (heaps.uordblks + heaps.hblkhd) / 1e6
+
+folder = Path(sys.argv[1])
+tiny_bundle.write(folder)
+picture = tiny_bundle.picture("red", size=(300, 300), file_format="BMP")
+with Running(folder) as server:
+    request = pb.ClassifyRequest(images=[picture], model="unknown")
+    asyncio.run(refused_streams(server.address, request, times=10))
+    before = used_mb()
+    asyncio.run(refused_streams(server.address, request, times=60))
+print(used_mb() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="wants glibc 2.33 or newer")
+def test_refused_streams_leave_no_memory(tmp_path):
+    """The message that is on its way when a stream is ended is freed: 0.3 MB, 60 times."""
+    folders = (Path(__file__).parents[2], Path(__file__).parent)
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    line = [sys.executable, "-c", HEAPS + LEFT, str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120, check=True)
+    assert float(done.stdout.splitlines()[-1]) < 4  # the lines before are the log's
