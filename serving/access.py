@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequestError, ServingError, StartupError
+from serving.observability import name_answer
 from serving.service import Context, abort
 from serving.settings import ServerSettings
 from serving.tokens import Gate
@@ -50,12 +51,21 @@ def _is_loopback_host(host: str) -> bool:
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not subscriptable at run time
     """Asks the gate at every call, and in a stream at every message: a long stream is many requests.
 
+    Asks `check_room`, with the method's name, before a unary call's request is read: it may raise a ServingError.
+
     Bytes that are no message are refused here too: the library would tell the caller the names of our classes, and the
     log a stack.
     """
 
-    def __init__(self, gate: Gate | None, *, open_services: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        gate: Gate | None,
+        *,
+        open_services: tuple[str, ...] = (),
+        check_room: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._gate = gate
+        self._check_room = check_room
         self._open = tuple(f"/{service}/" for service in open_services)
         self._known: dict[str, Handler] = {}  # method -> guarded handler: 9 µs a call, made once
 
@@ -66,17 +76,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
     ) -> Handler:
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
-        gate, authorization = self._gate, _authorization(handler_call_details)
-        if gate is None or handler_call_details.method.startswith(self._open):
-            return self._remembered(handler, handler_call_details.method)
+        method, authorization = handler_call_details.method, _authorization(handler_call_details)
+        gate = None if method.startswith(self._open) else self._gate
         try:
-            if handler is None or not handler.request_streaming:
+            if gate is not None and handler is not None and handler.request_streaming:
+                gate.authenticate(authorization)
+                return _guarded(handler, lambda: gate.check(authorization))
+            if gate is not None:
                 gate.check(authorization)
-                return self._remembered(handler, handler_call_details.method)
-            gate.authenticate(authorization)
-            return _guarded(handler, lambda: gate.check(authorization))
+            self._check_room(method)
         except ServingError as error:
             return _refusal(error)
+        return self._remembered(handler, method)
 
     def _remembered(self, handler: Handler, method: str) -> Handler:
         if handler is None:  # which the stubs forget: no such method, the library says UNIMPLEMENTED
@@ -95,6 +106,7 @@ def _refusal(error: ServingError) -> Handler:
     """Return a handler that ends a call of any kind without reading a message of it."""
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:  # noqa: ARG001 -- the signature is grpc's
+        name_answer(context)
         await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

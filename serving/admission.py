@@ -34,7 +34,13 @@ class Admission:
         self._pace_s = 0.0  # of an instance an item, moving mean
 
     def enter(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
-        """Count items in, or raise QueueFullError, or DeadlineExceededError where they would wait for longer."""
+        """Count items in; raises what `check` raises."""
+        self.check(item_count, size_bytes, time_left_s=time_left_s)
+        self.items += item_count
+        self.size_bytes += size_bytes
+
+    def check(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
+        """Raise QueueFullError for items too many, or DeadlineExceededError where they would wait for longer."""
         limits, wait_s = self._limits, self.items * self._pace_s / self._limits.instances
         if self.items + item_count > limits.max_queue_items:
             raise QueueFullError(
@@ -58,8 +64,6 @@ class Admission:
                 f"{self.items} items wait, for about {1000 * wait_s:.0f} ms, the deadline leaves "
                 f"{1000 * time_left_s:.0f}; allow more time or send less"
             )
-        self.items += item_count
-        self.size_bytes += size_bytes
 
     def leave(self, size_bytes: int) -> None:
         """Count one item out."""

@@ -108,6 +108,11 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._has_ready.notify(len(tickets))
         return [ticket.future for ticket in tickets]
 
+    def check_room(self) -> None:
+        """Raise QueueFullError where not even one item of no size would be admitted now."""
+        with self._lock:
+            self._admission.check(1, 0, time_left_s=None)
+
     def close(self, timeout_s: float) -> bool:
         """Stop accepting, finish the queue for at most timeout_s seconds, fail the rest; say whether all was done."""
         with self._lock:

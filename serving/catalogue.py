@@ -123,6 +123,11 @@ class Catalogue:
         there = ", ".join(str(entry.version) for entry in shelf.entries)
         raise UnknownModelError(f"model {name!r} has no version {version[:16]!r}, found {there}")
 
+    def only(self) -> ServedModel | None:
+        """Return what answers where a single model is served, else nothing."""
+        answering = [shelf.get(shelf.answering) for shelf in self._shelves.values()]
+        return answering[0].served if len(answering) == 1 and answering[0] else None
+
     def candidate(self, name: str, version: int) -> ServedModel | None:
         """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
         shelf = self._shelf(name)

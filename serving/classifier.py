@@ -82,6 +82,14 @@ class ServedModel:
         self._metrics.on_queue()
         return futures
 
+    def check_room(self) -> None:
+        """Raise QueueFullError, and count one picture as refused, where not even one would be admitted now."""
+        try:
+            self._batcher.check_room()
+        except QueueFullError:
+            self._metrics.on_reject("queue", count=1)
+            raise
+
     def rank(self, row: Probabilities, *, top_k: int = 0, min_score: float = 0.0) -> tuple[Ranked, ...]:
         """Return the best labels of one picture's probabilities (C,); top_k 0 means 5."""
         return rank(row, self.contract.labels, top_k=top_k or _DEFAULT_TOP_K, min_score=min_score)

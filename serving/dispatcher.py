@@ -18,7 +18,7 @@ import structlog
 from bundle.errors import ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
-from serving.errors import InvalidRequestError, NotReadyError, status_name
+from serving.errors import InvalidRequestError, NotReadyError, QueueFullError, status_name
 from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
@@ -110,11 +110,27 @@ class Dispatcher:
             served = self.catalogue.find(model, version)
             return served, _submit(served, images, deadline=deadline, trace=trace)
 
-    def count_refusal(self, error: Exception, *, door: Door) -> None:
+    def check_room(self, *, door: Door) -> None:
+        """Raise QueueFullError, and count it, where a request would be refused whatever is in it.
+
+        So that under overload most requests are refused unread. Tells only where a single model is served: elsewhere a
+        request must be read to know whose queue it is for. A request that names an older version is refused too: what
+        is overloaded are the cores, which it would need as well.
+        """
+        served = self.catalogue.only()
+        if served is None:
+            return
+        try:
+            served.check_room()
+        except QueueFullError as error:
+            self.count_refusal(error, door=door, model=served.contract.name)
+            raise
+
+    def count_refusal(self, error: Exception, *, door: Door, model: str = "") -> None:
         """Count a request that a door refused by itself, before there was anything to classify."""
         status = status_name(error)
-        self._metrics.requests.labels(door, "", status).inc()
-        log.warning("request", door=door, status=status, reason=str(error))
+        self._metrics.requests.labels(door, model, status).inc()
+        _log(status, reason=str(error), door=door, model=model)
 
     @contextmanager
     def _counted(self, door: Door, *, picture_count: int) -> Iterator[list[str]]:
@@ -135,11 +151,7 @@ class Dispatcher:
             name, seconds = names[0] if names else "", time.perf_counter() - started
             self._metrics.requests.labels(door, name, status).inc()
             self._metrics.request_seconds.labels(door, name).observe(seconds)
-            facts = {"door": door, "model": name, "pictures": picture_count, "ms": round(1000 * seconds, 1)}
-            if status in _EXPECTED:
-                log.debug("request", status=status, **facts)
-            else:
-                log.warning("request", status=status, reason=reason, **facts)
+            _log(status, reason=reason, door=door, model=name, pictures=picture_count, ms=round(1000 * seconds, 1))
 
     def _check(self, images: Sequence[Payload], version: str) -> None:
         if not images:
@@ -150,6 +162,14 @@ class Dispatcher:
             )
         if version and not (version.isascii() and version.isdigit()):
             raise InvalidRequestError(f"version: found {version[:32]!r}, wanted a positive integer, or nothing")
+
+
+def _log(status: str, *, reason: str, **facts: str | float) -> None:
+    """Log one request by how it ended."""
+    if status in _EXPECTED:
+        log.debug("request", status=status, **facts)
+    else:
+        log.warning("request", status=status, reason=reason, **facts)
 
 
 def _submit(

@@ -116,7 +116,7 @@ def _named(handler: Handler) -> Handler:
 
 def _unary(inner: Unary) -> Unary:
     async def named(request: object, context: Context) -> object:
-        _name(context)
+        name_answer(context)
         return await inner(request, context)
 
     return named
@@ -124,12 +124,13 @@ def _unary(inner: Unary) -> Unary:
 
 def _generator(inner: Stream) -> Stream:
     async def named(requests: AsyncIterator[object], context: Context) -> AsyncIterator[object]:
-        _name(context)
+        name_answer(context)
         async for answer in inner(requests, context):
             yield answer
 
     return named
 
 
-def _name(context: Context) -> None:
+def name_answer(context: Context) -> None:
+    """Put the id that `RequestIds` found among the trailers of an rpc's answer."""
     context.set_trailing_metadata(((HEADER, structlog.contextvars.get_contextvars()["request_id"]),))

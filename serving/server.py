@@ -26,7 +26,7 @@ from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.connections import connection_options
 from serving.credentials import server_credentials
-from serving.dispatcher import Dispatcher
+from serving.dispatcher import Dispatcher, Door
 from serving.errors import StartupError
 from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
@@ -51,6 +51,10 @@ from serving.watcher import Watcher
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
 _STRAGGLE_S: Final = 1.0  # for calls that were sent before their client could know that this server stops
 _SERVICE_NAMES: Final = (SERVICE_NAME, INFERENCE_SERVICE_NAME)
+_DOORS: Final[dict[str, Door]] = {  # the rpcs that bring pictures, one request a call
+    f"/{SERVICE_NAME}/Classify": "classifier.v1",
+    f"/{INFERENCE_SERVICE_NAME}/ModelInfer": "inference",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +69,9 @@ class Server:
         self._settings = settings
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
         open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
-        access = AccessInterceptor(self._gate, open_services=open_services)  # first: what follows remembers handlers
+        access = AccessInterceptor(  # first: what follows remembers handlers
+            self._gate, open_services=open_services, check_room=self._check_room
+        )
         self._grpc = grpc.aio.server(
             options=connection_options(settings), interceptors=(access, RequestIds(tracing=tracing))
         )
@@ -162,6 +168,11 @@ class Server:
             files=tls_files(settings),
             is_shared=settings.workers > 1,
         )
+
+    def _check_room(self, method: str) -> None:
+        door = _DOORS.get(method)
+        if door is not None:
+            self._dispatcher.check_room(door=door)
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)
