@@ -148,8 +148,8 @@ def _reader(handler: Handler, check: Callable[[], object]) -> Callable[[Any], ob
 
     async def each(messages: AsyncIterable[bytes]) -> AsyncIterator[object]:
         incoming, end = aiter(messages), object()
-        # The library never frees a message that comes after its read was cancelled: one for each stream that ends early.
-        # Shielded, a read that nobody waits for any more ends with its call.
+        # The library never frees a message that comes after its read was cancelled: one for each stream that is ended
+        # early. Shielded, a read that nobody waits for any more ends with its call.
         while (message := await asyncio.shield(asyncio.ensure_future(_next(incoming, end)))) is not end:
             check()
             yield one(cast(bytes, message))

@@ -25,6 +25,16 @@ def bound_heaps() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def freeze_heap() -> None:
+    """Take what lives by now, all modules above all, out of every later search for cycles.
+
+    A search of everything stops all threads for 35 ms: at twice capacity the p99 of a refusal was 12 to 30 ms with it,
+    8 ms without (two cores, load generator included).
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def return_memory() -> None:
     """Return the C library's free memory; does nothing where it is not glibc.
 

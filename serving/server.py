@@ -33,7 +33,7 @@ from serving.http_access import HEALTH_PATHS, TokenDoor
 from serving.http_body import BodyLimits
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
-from serving.memory import bound_heaps, keep_returning_memory
+from serving.memory import bound_heaps, freeze_heap, keep_returning_memory
 from serving.metrics import Metrics
 from serving.observability import Envelope, RequestIds
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
@@ -191,6 +191,7 @@ class Server:
 def run(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None) -> None:
     """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
     bound_heaps()
+    freeze_heap()
     uvloop.run(_main(models, settings, on_serving=on_serving))
 
 

@@ -42,7 +42,7 @@ def test_large_pieces_go_back_to_the_system_after_a_larger_one_too(how, is_mappe
     assert done.stdout.strip() == is_mapped
 
 
-LEFT = """
+REFUSED = """
 import asyncio
 from contextlib import suppress
 from pathlib import Path
@@ -84,6 +84,30 @@ def test_refused_streams_leave_no_memory(tmp_path):
     """The message that is on its way when a stream is ended is freed: 0.3 MB, 60 times."""
     folders = (Path(__file__).parents[2], Path(__file__).parent)
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, folders))}
-    line = [sys.executable, "-c", HEAPS + LEFT, str(tmp_path)]
+    line = [sys.executable, "-c", HEAPS + REFUSED, str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120, check=True)
     assert float(done.stdout.splitlines()[-1]) < 4  # the lines before are the log's
+
+
+FREEZE = """
+import gc, weakref
+from serving.memory import freeze_heap
+
+class Node: pass
+
+freeze_heap()
+node = Node()
+node.itself, seen = node, weakref.ref(node)
+del node
+searched = len(gc.get_objects())
+gc.collect()
+print(gc.get_freeze_count() > 10 * searched, seen() is None)
+"""
+
+
+def test_what_lives_at_the_start_is_never_searched_again_and_what_comes_later_is():
+    """The modules are nearly everything; a cycle made after them is still found."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREEZE], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True", "True"]
