@@ -70,8 +70,8 @@ class FitConfig(AugmentConfig):
     ] = None
     batch_size: Annotated[int, _knob("Train on so many pictures a step.", low=2)] = 16
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="Choose the optimizer.")] = "adamw"
-    lr: Annotated[float, _knob("Set the head's peak learning rate.", low=0)] = 3e-4
-    body_lr_factor: Annotated[float, _knob("Scale the learning rate below the head.", low=0, high=1)] = 0.3
+    lr: Annotated[float, _knob("Set the head's peak learning rate.", low=0)] = 1e-3
+    body_lr_factor: Annotated[float, _knob("Scale the learning rate below the head.", low=0, high=1)] = 0.5
     layer_decay: Annotated[
         float, _knob("Scale the learning rate once more for each block away from the head.", low=0.1, high=1)
     ] = 1.0
@@ -85,8 +85,9 @@ class FitConfig(AugmentConfig):
     class_weights: Annotated[bool, typer.Option(help="Weigh classes in the loss by inverse frequency.")] = False
     balanced_sampling: Annotated[bool, typer.Option(help="Draw every class equally often.")] = False
     batchnorm: Annotated[
-        Literal["train", "frozen"], typer.Option(help="Let BatchNorm statistics follow the pictures, or freeze them.")
-    ] = "train"
+        Literal["auto", "train", "frozen"],
+        typer.Option(help="Let BatchNorm statistics follow the pictures, or freeze them; auto: pretrained ones."),
+    ] = "auto"
     ema: Annotated[float, _knob("Average weights with this decay a step; 0 is off.", low=0, high=0.9999)] = 0.98
     soup: Annotated[
         int, _knob("Try means of the weights of so many best epochs, keep one if better; 0 is off.", low=0, high=20)
@@ -110,3 +111,12 @@ class FitConfig(AugmentConfig):
     threads: Annotated[int, _knob("Use so many CPU threads; 0: all that this process may use.", low=0)] = 0
     workers: Annotated[int, _knob("Decode in so many worker processes; 0: in the training process.", low=0)] = 0
     checkpoint_every: Annotated[int, _knob("Write `last` every so many steps; 0: every epoch.", low=0)] = 0
+
+    @property
+    def has_frozen_batchnorm(self) -> bool:
+        """Whether BatchNorm keeps the statistics that it has: a few hundred pictures give worse ones.
+
+        "auto" keeps pretrained ones: the probe's head was fitted to features that they normalised, and another
+        normalisation would spoil it at the first step. Random weights have none worth keeping.
+        """
+        return self.weights != "none" if self.batchnorm == "auto" else self.batchnorm == "frozen"

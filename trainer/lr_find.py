@@ -71,7 +71,7 @@ def _ramp(session: Session, *, steps: int) -> tuple[list[float], list[float]]:
     config, indices = session.run.config, session.indices("train")
     pictures = session.training_pictures()
     optimizer = make_optimizer(session.model.classifier, config)
-    set_batchnorm(session.model, frozen=config.batchnorm == "frozen")
+    set_batchnorm(session.model, frozen=config.has_frozen_batchnorm)
     rates: list[float] = []
     losses: list[float] = []
     average, epoch = 0.0, 0

@@ -111,7 +111,7 @@ def _probe(session: Session) -> None:
 def _fine_tune(session: Session, plan: Plan) -> None:
     config, state = session.run.config, session.state
     model = session.model
-    session.trained = session.world.wrap(model.classifier, frozen_batchnorm=config.batchnorm == "frozen")
+    session.trained = session.world.wrap(model.classifier, frozen_batchnorm=config.has_frozen_batchnorm)
     if config.compile:
         session.compiled = compiled(session.trained)
     optimizer = make_optimizer(model.classifier, config)
@@ -182,7 +182,7 @@ def _epoch(
         training_loader(pictures, shared, workers=config.workers, pin=session.device.name == "cuda"), session.clock
     )
     class_weights = session.class_weights()
-    set_batchnorm(session.model, frozen=config.batchnorm == "frozen")
+    set_batchnorm(session.model, frozen=config.has_frozen_batchnorm)
     with session.progress.epoch(epoch, total=steps, done=session.state.step) as bar:
         for step, (images, targets) in enumerate(loader, start=session.state.step):
             torch.manual_seed(derive_seed(config.seed, epoch, step, 1))  # dropout, mixup: one stream a step

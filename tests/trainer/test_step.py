@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from trainer.backbones import build
 from trainer.config import FitConfig
 from trainer.errors import ConfigError
 from trainer.network import Deployed, Mirrored
-from trainer.optim import make_optimizer
+from trainer.optim import make_optimizer, set_batchnorm
 from trainer.session import Session
 from trainer.step import parts, take_step
 
@@ -49,6 +50,22 @@ def test_parts_of_a_step_add_up_and_clipping_bounds_it(tmp_path: Path) -> None:
     assert whole.norm() > 1e-2
     clipped = stepped(session, replace(config, clip_norm=0.01))
     assert float(clipped.norm()) == pytest.approx(0.1 * 1.9 * 0.01, rel=0.02)  # Nesterov's first step: 1 + momentum
+
+
+@pytest.mark.parametrize(("batchnorm", "weights", "frozen"), [
+    ("auto", "default", True), ("auto", "here.pth", True), ("auto", "none", False),
+    ("train", "default", False), ("frozen", "none", True),
+])  # fmt: skip
+def test_pretrained_batchnorm_statistics_are_kept_unless_told_otherwise(
+    batchnorm: Literal["auto", "train", "frozen"], weights: str, frozen: bool
+) -> None:
+    """What the probe's head was fitted to stays; random weights, whose statistics mean nothing, follow the pictures."""
+    config = FitConfig(batchnorm=batchnorm, weights=weights)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+    set_batchnorm(model, frozen=config.has_frozen_batchnorm)
+    model(torch.rand(4, 3, 5, 5) + 3)
+    assert (model[1].running_var.tolist() == [1, 1]) is frozen
+    assert model[1].weight.requires_grad
 
 
 def test_no_part_has_a_single_picture() -> None:
