@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from trainer.budget import Pace, Plan, plan_freely, plan_in_time
 from trainer.errors import TrainerError
 from trainer.network import all_features
+from trainer.optim import set_batchnorm
 from trainer.pictures import EpochBatches, steps_per_epoch, training_loader
 from trainer.session import Session
 
@@ -61,7 +62,8 @@ def measure_pace(session: Session, validation_seconds: float) -> Pace:
     pictures = session.training_pictures()
     batches = EpochBatches(indices=tuple(indices), batch_size=config.batch_size, seed=config.seed, epoch=0)
     loader = iter(training_loader(pictures, batches, workers=0, pin=False))
-    model = copy.deepcopy(session.model).train()
+    model = copy.deepcopy(session.model)
+    set_batchnorm(model, frozen=config.has_frozen_batchnorm)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     loads, computes = [], []
     with torch.random.fork_rng(devices=[]):
