@@ -150,12 +150,8 @@ def _reader(handler: Handler, check: Callable[[], object]) -> Callable[[Any], ob
         incoming, end = aiter(messages), object()
         # The library never frees a message that comes after its read was cancelled: one for each stream that is ended
         # early. Shielded, a read that nobody waits for any more ends with its call.
-        while (message := await asyncio.shield(asyncio.ensure_future(_next(incoming, end)))) is not end:
+        while (message := await asyncio.shield(anext(incoming, end))) is not end:
             check()
             yield one(cast(bytes, message))
 
     return each if handler.request_streaming else one
-
-
-async def _next(messages: AsyncIterator[bytes], end: object) -> object:
-    return await anext(messages, end)

@@ -3,8 +3,9 @@
 `--batch-size` is the global batch whatever the number of processes: each trains on its share of the very batch that one
 process would see, and gradients are weighted by pictures. The first process alone touches the run folder; what it reads
 or decides reaches the others through `from_first`, so that no folder but the pictures' needs to be shared.
-On GPUs BatchNorm sees the global batch (SyncBatchNorm); on CPUs, for which torch has none, each process normalises by
-its own share and the first one's running statistics are kept. Knows nothing of stages and epochs.
+Where BatchNorm follows the pictures it sees the global batch on GPUs (SyncBatchNorm); on CPUs, for which torch has
+none, each process normalises by its own share and the first one's running statistics are kept. Knows nothing of stages
+and epochs.
 """
 
 import os
