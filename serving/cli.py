@@ -56,11 +56,11 @@ def run(
     settings: ServerSettings,
 ) -> None:
     """Serve a folder of models until SIGTERM or Ctrl-C."""
-    from serving import server, workers
+    from serving import process, workers
     from serving.logs import configure_logs
 
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
-    (workers.run if settings.workers > 1 else server.run)(models, settings)
+    (workers.run if settings.workers > 1 else process.run)(models, settings)
 
 
 @app.command()

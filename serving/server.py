@@ -2,28 +2,19 @@
 
 While it serves it watches the models folder: see `catalogue` for what that brings.
 
-SIGTERM or SIGINT: health NOT_SERVING, the lame-duck time, no new requests, the queue finished, exit 0. A second
-signal exits at once.
+A shutdown: health NOT_SERVING, the lame-duck time, no new requests, the queue finished.
 """
 
 import asyncio
-import os
-import signal
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import grpc
-import structlog
-import uvloop
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving.access import AccessInterceptor, check_exposure
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
 from serving.connections import connection_options
 from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher, Door
@@ -33,13 +24,11 @@ from serving.http_access import HEALTH_PATHS, TokenDoor
 from serving.http_body import BodyLimits
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
-from serving.memory import bound_heaps, freeze_heap, keep_returning_memory
 from serving.metrics import Metrics
 from serving.observability import Envelope, RequestIds
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
 from serving.page import PAGE_PATHS
-from serving.plan_search import Planner
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 from serving.shadow import Shadow
@@ -55,8 +44,6 @@ _DOORS: Final[dict[str, Door]] = {  # the rpcs that bring pictures, one request 
     f"/{SERVICE_NAME}/Classify": "classifier.v1",
     f"/{INFERENCE_SERVICE_NAME}/ModelInfer": "inference",
 }
-
-log = structlog.get_logger(__name__)
 
 
 class Server:
@@ -186,76 +173,3 @@ class Server:
 
     async def _show_health(self) -> None:
         await self._health.show(self._catalogue.entries(), is_serving=True)
-
-
-def run(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None) -> None:
-    """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
-    bound_heaps()
-    freeze_heap()
-    uvloop.run(_main(models, settings, on_serving=on_serving))
-
-
-async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None]) -> None:
-    started = time.monotonic()
-    stop = _stop_on_signal()
-    metrics, planner = Metrics(), Planner()
-    catalogue = Catalogue(
-        models,
-        lambda folder: load_model(folder, settings, metrics=metrics, planner=planner),
-        default_model=settings.default_model,
-        policy=settings.policy(),
-        on_refused=lambda name: metrics.load_failures.labels(name).inc(),
-    )
-    tracing = _start_tracing()
-    server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
-    try:
-        await server.startup()
-    except BaseException:
-        await server.abandon()
-        raise
-    if not stop.is_set():
-        await server.say_serving()
-        log.info(
-            "SERVING",
-            port=server.port,
-            http_port=server.http_port,
-            seconds=round(time.monotonic() - started, 2),
-            pid=os.getpid(),
-        )
-        on_serving()
-    returning = asyncio.create_task(keep_returning_memory())
-    await stop.wait()
-    returning.cancel()
-    log.info("draining")
-    await server.shutdown()
-    if tracing:
-        await asyncio.to_thread(tracing.close)
-    log.info("stopped")
-
-
-def _start_tracing() -> Tracing | None:
-    """Return tracing where the environment names a collector for it."""
-    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not any(map(os.environ.get, names)) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    try:
-        from serving import tracing
-    except ImportError as error:
-        raise StartupError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but not OpenTelemetry; install calotype[otel]"
-        ) from error
-    return tracing.start()
-
-
-def _stop_on_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    return stop

@@ -153,7 +153,7 @@ class _Supervisor:
 
 def _work(models: Path, settings: ServerSettings, cores: list[int], is_serving: Event) -> None:
     """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
-    from serving import server
+    from serving import process
 
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -161,7 +161,7 @@ def _work(models: Path, settings: ServerSettings, cores: list[int], is_serving: 
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
     try:
-        server.run(models, settings, on_serving=is_serving.set)
+        process.run(models, settings, on_serving=is_serving.set)
     except StartupError as error:
         log.error("worker cannot start", reason=str(error))
         raise SystemExit(1) from None

@@ -102,7 +102,7 @@ def test_a_refused_request_is_an_error_and_an_unsampled_one_nothing(models):
 
 def test_untraced_servers_do_not_import_it():
     """No endpoint, no cost: neither package is loaded."""
-    code = "import sys, serving.server as s; assert s._start_tracing() is None; print('opentelemetry' in sys.modules)"
+    code = "import sys, serving.process as s; assert s._start_tracing() is None; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,0 +1,99 @@
+"""A server's process, from the command to the exit code: memory, signals, tracing, and the server between them.
+
+SIGTERM or SIGINT shuts the server down, exit 0. A second signal exits at once.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from serving.catalogue import Catalogue
+from serving.classifier import load_model
+from serving.errors import StartupError
+from serving.memory import bound_heaps, freeze_heap, keep_returning_memory
+from serving.metrics import Metrics
+from serving.plan_search import Planner
+from serving.server import Server
+from serving.settings import ServerSettings
+from serving.stages import Tracing
+
+log = structlog.get_logger(__name__)
+
+
+def run(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None) -> None:
+    """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
+    bound_heaps()
+    freeze_heap()
+    uvloop.run(_main(models, settings, on_serving=on_serving))
+
+
+async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None]) -> None:
+    started = time.monotonic()
+    stop = _stop_on_signal()
+    metrics, planner = Metrics(), Planner()
+    catalogue = Catalogue(
+        models,
+        lambda folder: load_model(folder, settings, metrics=metrics, planner=planner),
+        default_model=settings.default_model,
+        policy=settings.policy(),
+        on_refused=lambda name: metrics.load_failures.labels(name).inc(),
+    )
+    tracing = _start_tracing()
+    server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
+    try:
+        await server.startup()
+    except BaseException:
+        await server.abandon()
+        raise
+    if not stop.is_set():
+        await server.say_serving()
+        log.info(
+            "SERVING",
+            port=server.port,
+            http_port=server.http_port,
+            seconds=round(time.monotonic() - started, 2),
+            pid=os.getpid(),
+        )
+        on_serving()
+    returning = asyncio.create_task(keep_returning_memory())
+    await stop.wait()
+    returning.cancel()
+    log.info("draining")
+    await server.shutdown()
+    if tracing:
+        await asyncio.to_thread(tracing.close)
+    log.info("stopped")
+
+
+def _start_tracing() -> Tracing | None:
+    """Return tracing where the environment names a collector for it."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not any(map(os.environ.get, names)) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    try:
+        from serving import tracing
+    except ImportError as error:
+        raise StartupError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but not OpenTelemetry; install calotype[otel]"
+        ) from error
+    return tracing.start()
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
