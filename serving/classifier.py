@@ -139,6 +139,7 @@ def load_model(
     plan = make_plan(
         cores=cores,
         provider=model.provider,
+        precision=model.variant.precision,
         instances=settings.instances,
         intra_op_threads=settings.intra_op_threads,
         decode_threads=settings.decode_threads,

@@ -10,6 +10,9 @@ def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # What a call may send before anything is read: with gRPC's 64 KB an everyday picture comes in several turns,
+        # each a round trip between two processes' loops (one caller, 140 KB: p50 0.3 to 0.6 ms more).
+        ("grpc.http2.lookahead_bytes", 2**18),
         # Beyond it connections are closed at once: both doors together stay below 1,024 descriptors, the usual limit.
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.server_handshake_timeout_ms", 10_000),  # a connection that never finishes its greeting: else 120 s

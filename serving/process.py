@@ -16,7 +16,7 @@ import uvloop
 from serving.catalogue import Catalogue
 from serving.classifier import load_model
 from serving.errors import StartupError
-from serving.memory import bound_heaps, freeze_heap, keep_returning_memory
+from serving.memory import bound_heaps, freeze_heap, keep_returning_memory, return_memory
 from serving.metrics import Metrics
 from serving.plan_search import Planner
 from serving.server import Server
@@ -51,6 +51,7 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
     except BaseException:
         await server.abandon()
         raise
+    return_memory()
     if not stop.is_set():
         await server.say_serving()
         log.info(
