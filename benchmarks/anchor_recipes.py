@@ -1,7 +1,7 @@
 """The peers' own recipes on EfficientNet-Lite0, run by benchmarks.anchors in environments that lack our packages.
 
-`python anchor_recipes.py NAME DATA SEED EPOCHS` prints validation accuracies by epoch as JSON in its last line; 0
-epochs means the recipe's own number. Imports nothing of ours.
+`python anchor_recipes.py NAME DATA SEED EPOCHS PX` prints validation accuracies by epoch as JSON in its last line; 0
+epochs means the recipe's own number, PX is the side of the network's input. Imports nothing of ours.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 MEAN = STD = (0.5, 0.5, 0.5)
-RESIZE_PX, CROP_PX = 256, 224
+RESIZE_SHARE = 256 / 224  # of the input's side, before the centre crop
 
 
 def lite0(class_count: int) -> nn.Module:
@@ -29,13 +29,13 @@ def lite0(class_count: int) -> nn.Module:
     return network
 
 
-def tutorial(data: Path, epochs: int) -> list[float]:
+def tutorial(data: Path, epochs: int, px: int) -> list[float]:
     """PyTorch's transfer-learning tutorial, "Finetuning the convnet": SGD, a tenth of the rate every 7 epochs, 25."""
     from torchvision import datasets, transforms
 
     normalise = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    augment = [transforms.RandomResizedCrop(CROP_PX), transforms.RandomHorizontalFlip()]
-    centre = [transforms.Resize(RESIZE_PX), transforms.CenterCrop(CROP_PX)]
+    augment = [transforms.RandomResizedCrop(px), transforms.RandomHorizontalFlip()]
+    centre = [transforms.Resize(round(RESIZE_SHARE * px)), transforms.CenterCrop(px)]
     train = datasets.ImageFolder(data / "train", transforms.Compose(augment + normalise))
     val = datasets.ImageFolder(data / "val", transforms.Compose(centre + normalise))
     network = lite0(len(train.classes))
@@ -51,7 +51,7 @@ def tutorial(data: Path, epochs: int) -> list[float]:
     return accuracies
 
 
-def with_timm(data: Path, epochs: int) -> list[float]:
+def with_timm(data: Path, epochs: int, px: int) -> list[float]:
     """timm's library: its loader with RandAugment, label smoothing, AdamW and a cosine with warm-up, 10 epochs."""
     from timm.data import create_dataset, create_loader
     from timm.loss import LabelSmoothingCrossEntropy
@@ -60,7 +60,7 @@ def with_timm(data: Path, epochs: int) -> list[float]:
 
     train, val = (create_dataset("", root=str(data / side)) for side in ("train", "val"))
     common = {
-        "input_size": (3, CROP_PX, CROP_PX),
+        "input_size": (3, px, px),
         "interpolation": "bicubic",
         "mean": MEAN,
         "std": STD,
@@ -69,7 +69,7 @@ def with_timm(data: Path, epochs: int) -> list[float]:
         "persistent_workers": False,
     }
     loader = create_loader(train, batch_size=16, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", **common)
-    held_out = create_loader(val, batch_size=32, crop_pct=CROP_PX / RESIZE_PX, **common)
+    held_out = create_loader(val, batch_size=32, crop_pct=1 / RESIZE_SHARE, **common)
     network = lite0(len(train.reader.class_to_idx))
     optimizer = create_optimizer_v2(network, opt="adamw", lr=5e-4, weight_decay=0.05)
     count = epochs or 10
@@ -82,8 +82,8 @@ def with_timm(data: Path, epochs: int) -> list[float]:
     return accuracies
 
 
-def with_fastai(data: Path, epochs: int) -> list[float]:
-    """fastai's `fine_tune` at its defaults: one frozen epoch, then 5, with `aug_transforms` at 224 px."""
+def with_fastai(data: Path, epochs: int, px: int) -> list[float]:
+    """fastai's `fine_tune` at its defaults: one frozen epoch, then 5, with `aug_transforms`."""
     from fastai.vision.all import (
         ImageDataLoaders,
         Learner,
@@ -100,7 +100,7 @@ def with_fastai(data: Path, epochs: int) -> list[float]:
         data,
         train="train",
         valid="val",
-        item_tfms=RandomResizedCrop(CROP_PX, min_scale=0.75),
+        item_tfms=RandomResizedCrop(px, min_scale=0.75),
         batch_tfms=[*aug_transforms(), Normalize.from_stats(MEAN, STD)],
         bs=16,
         num_workers=0,
@@ -139,10 +139,10 @@ def accuracy(network: nn.Module, loader: object) -> float:
 
 def main() -> None:
     """Run one recipe."""
-    name, data, seed, epochs = sys.argv[1:]
+    name, data, seed, epochs, px = sys.argv[1:]
     torch.manual_seed(int(seed))
     recipe = {"tutorial": tutorial, "timm": with_timm, "fastai": with_fastai}[name]
-    print(json.dumps(recipe(Path(data), int(epochs))))
+    print(json.dumps(recipe(Path(data), int(epochs), int(px))))
 
 
 if __name__ == "__main__":

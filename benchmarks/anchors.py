@@ -62,7 +62,7 @@ def main() -> None:
         python = sys.executable if name == "calotype" else _environment(name, shared=options.shared_environment)
         for seed in range(options.seeds):
             console.print(f"{name}, seed {seed}")
-            result = run(name, python, data, seed=seed, epochs=options.epochs)
+            result = run(name, python, data, seed=seed, epochs=options.epochs, px=options.image_size)
             console.print(result)  # the table is hours away
             results.setdefault(name, []).append(result)
     table = Table(
@@ -71,7 +71,7 @@ def main() -> None:
         "best epoch",
         "seconds",
         "CPU seconds",
-        title=f"{data}, {options.seeds} seed(s)",
+        title=f"{data}, {options.image_size} px, {options.seeds} seed(s)",
     )
     for name, rows in results.items():
         cells = [_spread([100 * row.last for row in rows]), _spread([100 * row.best for row in rows])]
@@ -79,7 +79,7 @@ def main() -> None:
     console.print(table)
 
 
-def run(name: str, python: str, data: Path, *, seed: int, epochs: int | None) -> Result:
+def run(name: str, python: str, data: Path, *, seed: int, epochs: int | None, px: int) -> Result:
     """Run one recipe in its own process; the last line that it prints is its result."""
     place = (PLACE / "runs" / f"{data.name}-{name}-{seed}").resolve()
     shutil.rmtree(place, ignore_errors=True)
@@ -90,11 +90,12 @@ def run(name: str, python: str, data: Path, *, seed: int, epochs: int | None) ->
 
     if name == "calotype":
         command = [python, "-m", "trainer", "fit", str(data.resolve()), "--out", str(place), "--seed", str(seed)]
+        command += ["--image-size", str(px)]
         command += [] if epochs is None else ["--epochs", str(epochs)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         best = json.loads((place / "best.json").read_text())["best"]["accuracy"]
         return result(last=best, best=best)  # it chooses itself
-    command = [python, str(RECIPES.resolve()), name, str(data.resolve()), str(seed), str(epochs or 0)]
+    command = [python, str(RECIPES.resolve()), name, str(data.resolve()), str(seed), str(epochs or 0), str(px)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     accuracies = json.loads(done.stdout.splitlines()[-1])
@@ -161,6 +162,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("data", nargs="?", type=lambda text: same_pictures(Path(text)), help="folder with train/, val/")
     parser.add_argument("--per-class", type=int, default=50, help="digits a class, without DATA: 50 or 500")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--image-size", type=int, default=224, help="side of the network's input in pixels")
     parser.add_argument("--epochs", type=int, help="of every recipe; default: what its documentation uses")
     parser.add_argument("--recipes", default="calotype,fastai,timm,tutorial")
     parser.add_argument(

@@ -104,6 +104,7 @@ def _round(
         with running_server(model.parent.parent, *options) as server:
             _best_labels(server, paths[:1])
             first_answer_s = time.monotonic() - began
+            load(server, paths, "--concurrency", "16", seconds=1.0)  # warms up, as the ceiling does
             many = load(server, paths, "--concurrency", "16", seconds=seconds)
             few = load(server, paths, "--concurrency", "4", seconds=seconds)
             one = load(server, paths, "--concurrency", "1", seconds=seconds)
