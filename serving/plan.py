@@ -5,23 +5,23 @@ side beat one wide run for small CNNs (batch of 8 on a two-thread session: a qua
 side by side, measured on two cores); on a GPU one instance and large batches do.
 
 Batches bring the network itself nothing on a CPU, or 3 % (INT8), but a server hands over, counts and answers once a
-batch, and each instance waits for Python's lock in between: hence one instance more than cores. Lite0, two cores, 16
-callers, pictures/s and ms of the server's CPU for each, medians of three rounds:
+batch. And each instance waits for Python's lock between batches: of INT8's short ones so long that one instance more
+than cores pays; with fp32 it costs more memory and slower refusals than it gains. Lite0, two cores, 16 callers, medians
+of three rounds each; resident and the p99 of a refusal at twice capacity:
 
-| instances x batch | fp32      | resident | INT8     | resident |
-| 2 x 1             | 143, 12.7 |          | 248, 6.9 |          |
-| 2 x 4             | 160, 11.6 |          | 260, 6.5 |          |
-| 3 x 2             | 162, 11.8 | 243 MB   | 249, 7.2 | 185 MB   |
-| 3 x 4             | 163, 11.8 | 301 MB   | 288, 6.4 | 205 MB   |
-| 4 x 4             | 160, 12.0 |          | 288, 6.4 |          |
-| 3 x 8             | 161, 11.9 |          | 290, 6.4 |          |
+| INT8  | pictures/s | CPU ms each |   | fp32  | pictures/s | CPU ms each | resident | refusal |
+| 2 x 1 | 248        | 6.9         |   | 2 x 1 | 137        | 13.1        | 252 MB   | 8.6 ms  |
+| 2 x 4 | 260        | 6.5         |   | 2 x 2 | 153        | 11.9        | 267 MB   | 9.1 ms  |
+| 3 x 2 | 249        | 7.2         |   | 2 x 4 | 155        | 12.0        | 314 MB   | 9.2 ms  |
+| 3 x 4 | 288        | 6.4         |   | 3 x 2 | 157        | 12.1        | 313 MB   | 10.7 ms |
+| 4 x 4 | 288        | 6.4         |   | 3 x 4 | 156        | 12.2        | 353 MB   | 11.0 ms |
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 _MAX_BATCH_INT8: Final = 4
-_MAX_BATCH_CPU: Final = 2  # floats are four times as large, and the arena keeps what it once needed
+_MAX_BATCH_CPU: Final = 2  # floats are four times as large, and the arena keeps what it once held
 _MAX_BATCH_CUDA: Final = 32  # not measured
 
 
@@ -49,7 +49,7 @@ def make_plan(
     on_cpu = _MAX_BATCH_INT8 if precision == "int8" else _MAX_BATCH_CPU
     max_batch = max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else on_cpu)
     intra_op_threads = intra_op_threads or 1
-    has_spare = cores > 1 and max_batch > 1 and intra_op_threads == 1
+    has_spare = precision == "int8" and cores > 1 and max_batch > 1 and intra_op_threads == 1
     return Plan(
         max_batch=max_batch,
         instances=instances or (1 if provider == "cuda" else cores + has_spare),

@@ -24,8 +24,8 @@ from bundle.runtime import OnnxModel, open_model
 from serving.plan import Plan
 
 Run = Callable[[int], object]  # runs a batch of so many pictures
-SECONDS: Final = 0.1  # of measuring a plan once
-BUDGET_S: Final = 0.9  # for all of them; a network that needs longer keeps the rule's plan
+SECONDS: Final = 0.06  # of measuring a plan once
+BUDGET_S: Final = 0.6  # for all of them; a network that needs longer keeps the rule's plan
 CLEARLY: Final = 1.05  # times as fast
 SINGLY: Final = 1.15  # the same, for one picture at a time, which costs a server more than is measured here: see `plan`
 

@@ -18,12 +18,12 @@ PATIENCE_S = 20
 
 
 def test_cpu_plan_runs_one_thread_instances_side_by_side():
-    """One thread each, and each decodes its own; one computes while another waits for Python's lock."""
-    assert make_plan(cores=4, provider="cpu") == Plan(instances=5, intra_op_threads=1, decode_threads=0, max_batch=2)
+    """One instance a core, one thread each, and each decodes its own."""
+    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=0, max_batch=2)
 
 
-def test_int8_runs_more_pictures_together():
-    """Its activations take a quarter of the memory."""
+def test_int8_runs_more_pictures_together_and_one_batch_more():
+    """Its activations take a quarter of the memory; one batch computes while another waits for Python's lock."""
     assert make_plan(cores=2, provider="cpu", precision="int8") == RULE
 
 
@@ -32,7 +32,7 @@ def test_int8_runs_more_pictures_together():
 )
 def test_no_instance_to_spare_where_nothing_waits(given, cores, instances):
     """On one core, or where a batch is one picture, there is nothing to gain."""
-    assert make_plan(cores=cores, provider="cpu", **given).instances == instances
+    assert make_plan(cores=cores, provider="cpu", precision="int8", **given).instances == instances
 
 
 def test_cuda_plan_has_one_instance():
