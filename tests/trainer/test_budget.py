@@ -133,6 +133,7 @@ def test_a_budget_that_ends_before_the_probe_is_refused_at_once(tmp_path: Path) 
     config = replace(TINY, time_budget=10.0)
     session = runs.begin(make_folder(tmp_path / "data"), tmp_path / "run", config)
     session.clock, session.started = Clock(), 0.0
+    session.used_before = 0.0  # reading the pictures took real time
     session.clock.tick = 4.0
     with pytest.raises(TrainerError, match="found 10 s, the linear probe alone ends after about 28; allow more"):
         train.fit(session)
