@@ -13,7 +13,7 @@ import structlog
 
 from bundle import golden
 from bundle.contract import Contract
-from bundle.errors import BundleError
+from bundle.errors import BundleError, ImageError
 from bundle.preprocess import DecodeLimits
 from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, has_cuda, open_model
@@ -88,7 +88,20 @@ class ServedModel:
             self._batcher.check_room()
         except QueueFullError:
             self._metrics.on_reject("queue", count=1)
+            self._metrics.on_unanswered()
             raise
+
+    def note_request(self, outcomes: Sequence[Verdict | ImageError], *, seconds: float) -> None:
+        """Count a request that this version was asked, and what came of its pictures: nothing where it failed."""
+        verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
+        if not verdicts or len(verdicts) < len(outcomes):
+            self._metrics.on_unanswered()
+            return
+        self._metrics.on_request(
+            total_s=seconds,
+            input_s=sum(verdict.input_s for verdict in verdicts) / len(verdicts),
+            inference_s=sum(verdict.inference_s for verdict in verdicts) / len(verdicts),
+        )
 
     def rank(self, row: Probabilities, *, top_k: int = 0, min_score: float = 0.0) -> tuple[Ranked, ...]:
         """Return the best labels of one picture's probabilities (C,); top_k 0 means 5."""

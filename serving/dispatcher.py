@@ -39,6 +39,14 @@ class Answers:
     outcomes: tuple[Verdict | ImageError, ...]
 
 
+@dataclass
+class _Course:
+    """What is known of a request under way: who was asked, once that is found, and what came of its pictures."""
+
+    served: ServedModel | None = None
+    outcomes: tuple[Verdict | ImageError, ...] = ()
+
+
 class Dispatcher:
     """One for all doors of a server. `idle` is set while no request is being answered."""
 
@@ -76,17 +84,18 @@ class Dispatcher:
         """
         count = len(images)
         traced = self._tracing.request(door, picture_count=count) if self._tracing else nullcontext()
-        with self._counted(door, picture_count=count) as names, traced as trace:
+        with self._counted(door, picture_count=count) as course, traced as trace:
             self._check(images, version)
             deadline = None if time_left_s is None else time.monotonic() + time_left_s
-            served, futures = self._submit(images, model, version, names=names, deadline=deadline, trace=trace)
+            served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
             waiting = [asyncio.wrap_future(future) for future in futures]
             try:
                 outcomes = await asyncio.gather(*waiting, return_exceptions=True)
             finally:
                 for future in waiting:
                     future.cancel()
-            answers = Answers(model=served, outcomes=tuple(_expected(outcome) for outcome in outcomes))
+            course.outcomes = tuple(_expected(outcome) for outcome in outcomes)
+            answers = Answers(model=served, outcomes=course.outcomes)
             if self._shadow is not None and not version:  # a request that names its version is no candidate's business
                 offer = partial(self._shadow.offer, images, answers.outcomes, answering=served)
                 asyncio.get_running_loop().call_soon(offer)  # when the answer is on its way
@@ -98,16 +107,15 @@ class Dispatcher:
         model: str,
         version: str,
         *,
-        names: list[str],
+        course: _Course,
         deadline: float | None,
         trace: RequestTrace | None,
     ) -> tuple[ServedModel, list[Future[Verdict]]]:
-        served = self.catalogue.find(model, version)
-        names.append(served.contract.name)
+        served = course.served = self.catalogue.find(model, version)
         try:
             return served, _submit(served, images, deadline=deadline, trace=trace)
         except NotReadyError:  # a swap came between the two lines, from the thread that watches the folder
-            served = self.catalogue.find(model, version)
+            served = course.served = self.catalogue.find(model, version)
             return served, _submit(served, images, deadline=deadline, trace=trace)
 
     def check_room(self, *, door: Door) -> None:
@@ -133,14 +141,14 @@ class Dispatcher:
         _log(status, reason=str(error), door=door, model=model)
 
     @contextmanager
-    def _counted(self, door: Door, *, picture_count: int) -> Iterator[list[str]]:
-        """Count a request by its outcome; the body appends the name of the model once it is known to exist."""
-        names: list[str] = []
+    def _counted(self, door: Door, *, picture_count: int) -> Iterator[_Course]:
+        """Count a request by its outcome; the body tells the model once it is known to exist."""
+        course = _Course()
         started, status, reason = time.perf_counter(), "OK", ""
         self._active += 1
         self.idle.clear()
         try:
-            yield names
+            yield course
         except BaseException as error:
             status, reason = status_name(error), str(error)
             raise
@@ -148,7 +156,10 @@ class Dispatcher:
             self._active -= 1
             if not self._active:
                 self.idle.set()
-            name, seconds = names[0] if names else "", time.perf_counter() - started
+            served, seconds = course.served, time.perf_counter() - started
+            name = served.contract.name if served else ""
+            if served:
+                served.note_request(course.outcomes, seconds=seconds)
             self._metrics.requests.labels(door, name, status).inc()
             self._metrics.request_seconds.labels(door, name).observe(seconds)
             _log(status, reason=reason, door=door, model=name, pictures=picture_count, ms=round(1000 * seconds, 1))

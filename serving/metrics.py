@@ -59,6 +59,21 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.answered = Counter(
+            "calotype_answered", "Requests of which every picture got a verdict.", _MODEL, registry=registry
+        )
+        self.answered_seconds = Counter(
+            "calotype_answered_seconds",
+            "Of those, in all and by stage; of several pictures the mean.",
+            (*_MODEL, "stage"),
+            registry=registry,
+        )
+        self.unanswered = Counter(
+            "calotype_unanswered",
+            "Requests that a version refused, dropped or could not read.",
+            _MODEL,
+            registry=registry,
+        )
         self.pictures = Counter("calotype_pictures", "Pictures by outcome.", (*_MODEL, "outcome"), registry=registry)
         self.rejected = Counter(
             "calotype_rejected", "Pictures that were refused or dropped.", (*_MODEL, "reason"), registry=registry
@@ -141,6 +156,11 @@ class ModelMetrics(Observer):
             "drained": metrics.batch_size.labels(*labels, "drained"),
         }
         self._answered = metrics.pictures.labels(*labels, "OK")
+        self._requests = metrics.answered.labels(*labels)
+        self._unanswered = metrics.unanswered.labels(*labels)
+        self._request_seconds = {
+            stage: metrics.answered_seconds.labels(*labels, stage) for stage in ("total", "input", "inference")
+        }
         self._queue_pictures = metrics.queue_pictures.labels(*labels)
         self._queued: Callable[[], int] | None = None
 
@@ -178,6 +198,16 @@ class ModelMetrics(Observer):
         self._unknown.inc(unknown)
         if label is not None:
             self._metrics.predictions.labels(*self._labels, label).inc()
+
+    def on_request(self, *, total_s: float, input_s: float, inference_s: float) -> None:
+        """Count a request of which every picture got a verdict; the stages' seconds are the pictures' mean."""
+        self._requests.inc()
+        for stage, seconds in (("total", total_s), ("input", input_s), ("inference", inference_s)):
+            self._request_seconds[stage].inc(seconds)
+
+    def on_unanswered(self) -> None:
+        """Count a request that ended without a verdict on every picture."""
+        self._unanswered.inc()
 
     def on_image_error(self, code: str) -> None:
         """Count a picture that could not be read."""

@@ -190,21 +190,21 @@ def _config(contract: Contract, *, max_batch_size: int) -> pb.ModelConfig:
 
 
 def _statistics(entry: Entry, found: Statistics) -> pb.ModelStatistics:
-    def duration(count: int, total_ns: int) -> pb.StatisticDuration:
-        return pb.StatisticDuration(count=count, ns=total_ns)
+    def duration(total_ns: int) -> pb.StatisticDuration:
+        # One count for all stages: perf_analyzer divides each by the requests, and aborts where some differ.
+        return pb.StatisticDuration(count=found.answered, ns=total_ns)
 
     return pb.ModelStatistics(
         name=entry.name,
         version=str(entry.version),
-        inference_count=found.answered,
+        inference_count=found.pictures,
         execution_count=found.batches,
         inference_stats=pb.InferStatistics(
-            success=duration(found.answered, found.queue_ns + found.input_ns + found.infer_ns),
-            fail=duration(found.failed, 0),
-            queue=duration(found.queued, found.queue_ns),
-            # One count for the three: perf_analyzer aborts where they differ.
-            compute_input=duration(found.answered, found.input_ns),
-            compute_infer=duration(found.answered, found.infer_ns),
-            compute_output=duration(found.answered, 0),
+            success=duration(found.total_ns),
+            fail=pb.StatisticDuration(count=found.failed),
+            queue=duration(max(0, found.total_ns - found.input_ns - found.infer_ns)),
+            compute_input=duration(found.input_ns),
+            compute_infer=duration(found.infer_ns),
+            compute_output=duration(0),
         ),
     )

@@ -16,39 +16,35 @@ _NS: Final = 1_000_000_000  # in a second
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Pictures, batches and nanoseconds of one version, over all doors."""
+    """What one version did, over all doors; a request's stages are the mean of its pictures'."""
 
-    answered: int  # pictures
-    failed: int  # pictures that could not be read, were refused or dropped
+    pictures: int  # answered
     batches: int
-    queued: int  # pictures that a thread has taken
-    queue_ns: int
+    answered: int  # requests
+    failed: int  # requests that were refused or dropped, or of which a picture could not be read
+    total_ns: int  # of the answered requests, as the rest
     input_ns: int  # decode and preprocess
-    infer_ns: int  # a batch's time once, not once for each of its pictures
+    infer_ns: int  # of the whole batch
 
 
 def read_statistics(metrics: Metrics, name: str, version: int) -> Statistics:
     """Return the statistics of one version; zeros where nothing was counted."""
     labels = {"model": name, "version": str(version)}
 
-    def total(metric: MetricWrapperBase, suffix: str) -> float:
-        return sum(sample.value for sample in _samples(metric, suffix, labels))
+    def total(metric: MetricWrapperBase, suffix: str = "_total", **more: str) -> float:
+        return sum(sample.value for sample in _samples(metric, suffix, labels | more))
 
-    def total_ns(metric: MetricWrapperBase) -> int:
-        return round(_NS * total(metric, "_sum"))
+    def total_ns(stage: str) -> int:
+        return round(_NS * total(metrics.answered_seconds, stage=stage))
 
-    pictures = _samples(metrics.pictures, "_total", labels)  # once: two readings would disagree under load
     return Statistics(
-        answered=round(sum(sample.value for sample in pictures if sample.labels["outcome"] == "OK")),
-        failed=round(
-            sum(sample.value for sample in pictures if sample.labels["outcome"] != "OK")
-            + total(metrics.rejected, "_total")
-        ),
+        pictures=round(total(metrics.pictures, outcome="OK")),
         batches=round(total(metrics.batch_size, "_count")),
-        queued=round(total(metrics.queue_seconds, "_count")),
-        queue_ns=total_ns(metrics.queue_seconds),
-        input_ns=total_ns(metrics.decode_seconds) + total_ns(metrics.preprocess_seconds),
-        infer_ns=total_ns(metrics.inference_seconds),
+        answered=round(total(metrics.answered)),
+        failed=round(total(metrics.unanswered)),
+        total_ns=total_ns("total"),
+        input_ns=total_ns("input"),
+        infer_ns=total_ns("inference"),
     )
 
 

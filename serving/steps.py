@@ -27,6 +27,8 @@ class Verdict(NamedTuple):
 
     scores: Probabilities
     unknown: bool  # unlike anything that the model was trained on
+    input_s: float = 0.0  # of decoding and preprocessing it
+    inference_s: float = 0.0  # of the batch that it was in
 
 
 class Job(NamedTuple):
@@ -34,6 +36,7 @@ class Job(NamedTuple):
 
     image: Payload
     stages: PictureStages | None = None
+    input_s: float = 0.0
 
 
 class PictureSteps:
@@ -48,7 +51,7 @@ class PictureSteps:
 
     def prepare(self, job: Job) -> Job:
         """Decode and preprocess, as `bundle.preprocess.load_input` does, with a watch on both."""
-        image, stages = job
+        image, stages = job.image, job.stages
         start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
         if not isinstance(image, bytes):
             return job
@@ -63,26 +66,30 @@ class PictureSteps:
             start_ns = stages.end("decode", start_ns=start_ns)
         row = to_input(picture, spec)
         self._metrics.on_stage("decode", seconds=decoded - started)
-        self._metrics.on_stage("preprocess", seconds=time.perf_counter() - decoded)
+        done = time.perf_counter()
+        self._metrics.on_stage("preprocess", seconds=done - decoded)
         if stages:
             stages.end("preprocess", start_ns=start_ns)
-        return Job(row, stages)
+        return Job(row, stages, done - started)
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
         """Return a verdict on each picture."""
         start_ns = time.time_ns()
         pictures = np.stack([np.asarray(job.image) for job in jobs])
+        started = time.perf_counter()
         output = self._model.run(pictures)
+        inference_s = time.perf_counter() - started
         rows = probabilities(output.logits, temperature=self._contract.temperature)
+        unknown_below = self._contract.unknown_below
         verdicts = [
-            Verdict(row, is_unknown(similarity, unknown_below=self._contract.unknown_below))
-            for row, similarity in zip(rows, output.similarity, strict=True)
+            Verdict(row, is_unknown(similarity, unknown_below=unknown_below), job.input_s, inference_s)
+            for job, row, similarity in zip(jobs, rows, output.similarity, strict=True)
         ]
         for job in jobs:
             if job.stages:
                 job.stages.end("inference", start_ns=start_ns)
-        for scores, unknown in verdicts:
-            best = int(scores.argmax())
+        for verdict in verdicts:
+            best = int(verdict.scores.argmax())
             label = self._contract.labels[best] if self._counts_labels else None
-            self._metrics.on_answer(label, score=float(scores[best]), unknown=unknown)
+            self._metrics.on_answer(label, score=float(verdict.scores[best]), unknown=verdict.unknown)
         return verdicts

@@ -73,8 +73,11 @@ def test_the_calls_of_perf_analyzer_in_its_order(models):
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([1], [len(LABELS)])
     assert "statistics" in extensions
     assert int(after.version) == 1
-    assert after.inference_stats.queue.count - before.inference_stats.queue.count == 7
-    assert after.inference_count - before.inference_count == 7
+    assert after.inference_count - before.inference_count == 7  # pictures
+    for stage in ("success", "queue", "compute_input"):  # requests
+        assert getattr(after.inference_stats, stage).count - getattr(before.inference_stats, stage).count == 6
+    took = {stage.name: value.ns for stage, value in after.inference_stats.ListFields()}
+    assert took["success"] == took["queue"] + took["compute_input"] + took["compute_infer"]
     for stats in (before.inference_stats, after.inference_stats):
         assert stats.compute_input.count == stats.compute_infer.count == stats.compute_output.count
     assert after.inference_stats.compute_input.ns > before.inference_stats.compute_input.ns

@@ -139,15 +139,15 @@ def test_its_errors_are_told(told, scene, status, text):
 
 
 def test_it_reads_statistics(told):
-    """What was answered before them is counted, and the three stages alike."""
+    """What was answered before them is counted: pictures, and requests at each stage alike."""
     (stats,) = told["statistics"]
-    answered = 1 + 2 + 2 + 1 + 2 + 3 + 1 + 10 + 2  # the scenes: answers, asynchronous, streamed
+    pictures = 1 + 2 + 2 + 1 + 2 + 3 + 1 + 10 + 2  # the scenes: answers, asynchronous, streamed
+    requests = 7 + 10 + 2
     inference = stats["inference_stats"]
-    assert (stats["version"], int(stats["inference_count"])) == ("1", answered)
-    assert {inference[stage]["count"] for stage in ("compute_input", "compute_infer", "compute_output")} == {
-        str(answered)
-    }
-    assert int(inference["fail"]["count"]) == 1
+    assert (stats["version"], int(stats["inference_count"])) == ("1", pictures)
+    stages = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {stage: int(inference[stage]["count"]) for stage in stages} == dict.fromkeys(stages, requests)
+    assert int(inference["fail"]["count"]) == 2  # unreadable, wrong size
     assert int(inference["queue"]["ns"]) > 0
 
 
