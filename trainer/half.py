@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from bundle.contract import Contract
@@ -102,11 +103,12 @@ def rehearsal_deviation(path: Path, images: NDArray[np.uint8]) -> tuple[Output, 
 
 def _converted(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.graph.value_info[:]  # the exporter types weights there too; the converter would take all for float16
-    model = OnnxModel(proto)
     before = {node.name for node in itertools.takewhile(lambda node: node.op_type not in WEIGHTED, proto.graph.node)}
-    model.convert_float_to_float16(
-        use_symbolic_shape_infer=False, keep_io_types=True, node_block_list=sorted(before | bank_nodes(proto))
-    )
+    narrowed = convert_float_to_float16(proto, keep_io_types=True, node_block_list=sorted(before | bank_nodes(proto)))
+    model = OnnxModel(narrowed)
+    model.disable_shape_inference()  # it fails on these graphs, and prints so; casts to the same type show without it
+    model.remove_cascaded_cast_nodes()
+    model.remove_useless_cast_nodes()
     model.topological_sort(is_deterministic=True)
     half: onnx.ModelProto = model.model
     del half.graph.value_info[:]
