@@ -84,8 +84,9 @@ def test_asked_epochs_are_the_most() -> None:
 
 def test_defaults_follow_size_and_device() -> None:
     """Few pictures are seen more often; the plan names what it rests on."""
-    assert [default_epochs(count, device="cpu") for count in (100, 2400, 10_000)] == [8, 5, 3]
-    assert default_epochs(10_000, device="cuda") == 6
+    assert [default_epochs(count, px=224, device="cpu") for count in (100, 2400, 10_000)] == [8, 5, 3]
+    assert [default_epochs(4000, px=px, device="cpu") for px in (64, 160, 288)] == [8, 5, 3]
+    assert default_epochs(10_000, px=64, device="cuda") == 6
     made = plan_freely(FitConfig(), 2400, full_px=224, device="cpu")
     assert made.epoch_px == (224,) * 5
     assert "2,400 training pictures on cpu" in str(made)
