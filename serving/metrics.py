@@ -155,9 +155,9 @@ class ModelMetrics(Observer):
             "shared": metrics.batch_size.labels(*labels, "shared"),
             "drained": metrics.batch_size.labels(*labels, "drained"),
         }
-        self._answered = metrics.pictures.labels(*labels, "OK")
-        self._requests = metrics.answered.labels(*labels)
-        self._unanswered = metrics.unanswered.labels(*labels)
+        self._answered_pictures = metrics.pictures.labels(*labels, "OK")
+        self._answered_requests = metrics.answered.labels(*labels)
+        self._unanswered_requests = metrics.unanswered.labels(*labels)
         self._request_seconds = {
             stage: metrics.answered_seconds.labels(*labels, stage) for stage in ("total", "input", "inference")
         }
@@ -193,7 +193,7 @@ class ModelMetrics(Observer):
 
     def on_answer(self, label: str | None, *, score: float, unknown: bool) -> None:
         """Count an answered picture by its best label; None where the model has too many of them."""
-        self._answered.inc()
+        self._answered_pictures.inc()
         self._confidence.observe(score)
         self._unknown.inc(unknown)
         if label is not None:
@@ -201,13 +201,13 @@ class ModelMetrics(Observer):
 
     def on_request(self, *, total_s: float, input_s: float, inference_s: float) -> None:
         """Count a request of which every picture got a verdict; the stages' seconds are the pictures' mean."""
-        self._requests.inc()
+        self._answered_requests.inc()
         for stage, seconds in (("total", total_s), ("input", input_s), ("inference", inference_s)):
             self._request_seconds[stage].inc(seconds)
 
     def on_unanswered(self) -> None:
         """Count a request that ended without a verdict on every picture."""
-        self._unanswered.inc()
+        self._unanswered_requests.inc()
 
     def on_image_error(self, code: str) -> None:
         """Count a picture that could not be read."""
