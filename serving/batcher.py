@@ -15,28 +15,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
 from serving.errors import NotReadyError
-from serving.observer import Closing, Observer
+from serving.observer import Observer
 from serving.ticket import Ticket, past_deadline
+from serving.waiting import Item, Share, Waiting
 
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 _NICENESS: Final = 10  # the threads that compute give way to the one that talks
-
-
-@dataclass(frozen=True, eq=False)
-class _Ready(Generic[Row, Answer]):
-    """An item that an instance may take."""
-
-    ticket: Ticket[Answer]
-    make_row: Callable[[], Row]
-    since: float
 
 
 class Batcher(Generic[Payload, Row, Answer]):
@@ -60,7 +51,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._has_incoming = threading.Condition(self._lock)
         self._has_ready = threading.Condition(self._lock)
         self._incoming: deque[tuple[Ticket[Answer], Payload]] = deque()
-        self._ready: deque[_Ready[Row, Answer]] = deque()
+        self._ready: Waiting[Row, Answer] = Waiting(limits)
         self._preparing = 0
         self._idle = 0
         self._admission = Admission(limits)
@@ -103,8 +94,8 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._incoming.extend(zip(tickets, payloads, strict=True))
                 self._has_incoming.notify(len(tickets))
             else:
-                pairs = zip(tickets, payloads, strict=True)
-                self._ready.extend(_Ready(ticket, partial(self._prepare, payload), now) for ticket, payload in pairs)
+                for ticket, payload in zip(tickets, payloads, strict=True):
+                    self._ready.append(Item(ticket, partial(self._prepare, payload), now))
                 self._has_ready.notify(len(tickets))
         return [ticket.future for ticket in tickets]
 
@@ -123,9 +114,8 @@ class Batcher(Generic[Payload, Row, Answer]):
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         with self._lock:
-            left = [ticket for ticket, _ in self._incoming] + [item.ticket for item in self._ready]
+            left = [ticket for ticket, _ in self._incoming] + self._ready.drain()
             self._incoming.clear()
-            self._ready.clear()
             self._has_ready.notify_all()
         for ticket in left:
             ticket.fail(NotReadyError("the server stopped before this was run; send it to another one"))
@@ -156,7 +146,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             self._preparing -= 1
             if row is not None:
-                self._ready.append(_Ready(ticket, partial(_same, row), self._clock()))
+                self._ready.append(Item(ticket, partial(_same, row), self._clock()))
                 self._has_ready.notify()
             else:
                 self._admission.leave(ticket.size_bytes)
@@ -166,19 +156,20 @@ class Batcher(Generic[Payload, Row, Answer]):
             ticket.fail(error)
 
     def _run_loop(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            live, expired, closing = batch
-            for ticket in expired:
+        while (share := self._next_share()) is not None:
+            for _ in share.cancelled:
+                self._observer.on_drop("cancelled")
+            for ticket in share.expired:
                 self._observer.on_drop("deadline")
                 ticket.fail(past_deadline())
-            if live:
-                self._run_batch(live, closing=closing)
+            if share.live:
+                self._run_batch(share)
 
-    def _run_batch(self, batch: list[_Ready[Row, Answer]], *, closing: Closing) -> None:
+    def _run_batch(self, share: Share[Row, Answer]) -> None:
         started = self._clock()
-        for item in batch:
+        for item in share.live:
             self._observer.on_wait(started - item.ticket.admitted)
-        tickets, rows = self._rows(batch)
+        tickets, rows = self._rows(share.live)
         if not tickets:
             return
         run_started = self._clock()
@@ -191,14 +182,14 @@ class Batcher(Generic[Payload, Row, Answer]):
                 ticket.future.set_exception(error)
             return
         done = self._clock()
-        self._observer.on_batch(len(rows), closing=closing, seconds=done - run_started)
+        self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
         pace_s = (done - started) / len(rows)
         with self._lock:
             self._admission.note_pace(pace_s)
 
-    def _rows(self, batch: list[_Ready[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
+    def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
         tickets, rows = [], []
         for item in batch:
@@ -215,8 +206,8 @@ class Batcher(Generic[Payload, Row, Answer]):
             rows.append(row)
         return tickets, rows
 
-    def _next_batch(self) -> tuple[list[_Ready[Row, Answer]], list[Ticket[Answer]], Closing] | None:
-        """Wait for work; return what to run (futures marked running) and what has expired, or None at the end."""
+    def _next_share(self) -> Share[Row, Answer] | None:
+        """Wait for work and take a share of it, or return None at the end."""
         with self._lock:
             self._idle += 1
             try:
@@ -224,40 +215,17 @@ class Batcher(Generic[Payload, Row, Answer]):
                     if not self._ready and self._is_closing and not self._incoming and not self._preparing:
                         return None
                     self._has_ready.wait(window_s if self._ready else None)
-                share = self._share()
-                live, expired = self._take(share)
+                share = self._ready.take(idle=self._idle, now=self._clock())
+                for ticket in share.tickets():
+                    self._admission.leave(ticket.size_bytes)
                 if self._ready:  # a thread that waited out its window may have used up others' wake-ups
                     self._has_ready.notify()
             finally:
                 self._idle -= 1
-            full = share == self._limits.batch_sizes[-1]
-            return live, expired, "full" if full else "shared" if self._ready else "drained"
+            return share
 
     def _window_s(self) -> float:
-        """Return how long the oldest ready item may still wait for company, in seconds."""
-        if self._is_closing or not self._limits.max_wait_ms or len(self._ready) >= self._limits.batch_sizes[-1]:
-            return 0.0
-        return self._ready[0].since + self._limits.max_wait_ms / 1000 - self._clock()
-
-    def _share(self) -> int:
-        """Return how many ready items an idle instance takes: an even share, cut to a warmed batch size."""
-        even = -(-len(self._ready) // self._idle)
-        return max(size for size in self._limits.batch_sizes if size <= even)
-
-    def _take(self, share: int) -> tuple[list[_Ready[Row, Answer]], list[Ticket[Answer]]]:
-        """Take up to `share` items that are to be run, and with them whatever before them is cancelled or expired."""
-        live: list[_Ready[Row, Answer]] = []
-        expired = []
-        while self._ready and len(live) < share:
-            item = self._ready.popleft()
-            self._admission.leave(item.ticket.size_bytes)
-            if item.ticket.is_late(self._clock()):
-                expired.append(item.ticket)
-            elif item.ticket.future.set_running_or_notify_cancel():
-                live.append(item)
-            else:
-                self._observer.on_drop("cancelled")
-        return live, expired
+        return 0.0 if self._is_closing else self._ready.window_s(self._clock())
 
 
 def _work(loop: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ import structlog
 from bundle.errors import BundleError, CalotypeError
 from bundle.repository import model_names, versions
 from serving.classifier import ServedModel
+from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.memory import return_memory
 from serving.shelves import Entry, Shelf, fingerprint
@@ -45,7 +46,7 @@ class Catalogue:
         self._refreshing = threading.Lock()
         self._leaving: list[ServedModel] = []
         self._pins: dict[str, int] = {}
-        self._complaints: tuple[set[str], set[str]] = (set(), set())  # of the last look at the folder, and of this one
+        self._complaints = Complaints()
         self._is_loaded = False
         self._is_closing = False
 
@@ -74,18 +75,18 @@ class Catalogue:
         taken for a lost mount: what serves goes on serving.
         """
         with self._refreshing:
-            self._complaints = (self._complaints[1], set())
+            self._complaints.look_again()
             try:
                 found = {name: versions(self._models, name) for name in model_names(self._models)}
             except (BundleError, OSError) as error:
-                self._complain(f"{self._models}: cannot be looked at, all stays as it is: {error}")
+                self._complaints.tell(f"{self._models}: cannot be looked at, all stays as it is: {error}")
                 return
             if not found:
-                self._complain(f"{self._models}: no models any more, all stays as it is")
+                self._complaints.tell(f"{self._models}: no models any more, all stays as it is")
                 return
             self._read_pins()
             for name in sorted(set(self._pins) - set(found)):
-                self._complain(f"pinned model {name!r} is not here")
+                self._complaints.tell(f"pinned model {name!r} is not here")
             for name in sorted({*found, *self._shelves}):
                 self._refresh_model(name, found.get(name, []))
 
@@ -182,7 +183,9 @@ class Catalogue:
         answering = {self._shelf(name).answering} & set(there)
         self._remove(name, {entry.version for entry in self._shelf(name).entries} - stays - answering)
         if pin is not None and self._shelf(name).answering != pin:
-            self._complain(f"{name}: pinned to version {pin}, which cannot serve; {self._shelf(name).answering} does")
+            self._complaints.tell(
+                f"{name}: pinned to version {pin}, which cannot serve; {self._shelf(name).answering} does"
+            )
 
     def _bring_up(self, name: str, version: int) -> str:
         """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
@@ -245,14 +248,7 @@ class Catalogue:
         try:
             self._pins = self._policy.read_pins()
         except SettingsError as error:
-            self._complain(f"pins stay as they are: {error}")
-
-    def _complain(self, text: str) -> None:
-        """Log what an operator has to mend, once for as long as it lasts."""
-        before, now = self._complaints
-        now.add(text)
-        if text not in before:
-            log.error(text)
+            self._complaints.tell(f"pins stay as they are: {error}")
 
     def _default_name(self) -> str:
         names = sorted(self._shelves)

@@ -1,0 +1,85 @@
+"""What waits for an instance: how long it may, and how much of it an idle one takes.
+
+Counts and sorts; whoever owns it holds a lock around every call. Knows neither threads nor clocks.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from serving.admission import BatcherLimits
+from serving.observer import Closing
+from serving.ticket import Ticket
+
+Row = TypeVar("Row")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, eq=False)
+class Item(Generic[Row, Answer]):
+    """What an instance may take."""
+
+    ticket: Ticket[Answer]
+    make_row: Callable[[], Row]
+    since: float  # when that was so, by the batcher's clock
+
+
+class Share(NamedTuple, Generic[Row, Answer]):
+    """What one instance took: items to run, their futures marked running, and what it found too late for."""
+
+    live: list[Item[Row, Answer]]
+    expired: list[Ticket[Answer]]
+    cancelled: list[Ticket[Answer]]
+    closing: Closing
+
+    def tickets(self) -> list[Ticket[Answer]]:
+        """Return all that has left the queue."""
+        return [*(item.ticket for item in self.live), *self.expired, *self.cancelled]
+
+
+class Waiting(Generic[Row, Answer]):
+    """Items in the order in which they came."""
+
+    def __init__(self, limits: BatcherLimits) -> None:
+        self._limits = limits
+        self._items: deque[Item[Row, Answer]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def append(self, item: Item[Row, Answer]) -> None:
+        """Add one at the end."""
+        self._items.append(item)
+
+    def drain(self) -> list[Ticket[Answer]]:
+        """Take out everything."""
+        tickets = [item.ticket for item in self._items]
+        self._items.clear()
+        return tickets
+
+    def window_s(self, now: float) -> float:
+        """Return for how many seconds the oldest may still wait for company: 0 or less where it is to leave."""
+        if not self._limits.max_wait_ms or len(self._items) >= self._limits.batch_sizes[-1]:
+            return 0.0
+        return self._items[0].since + self._limits.max_wait_ms / 1000 - now
+
+    def take(self, *, idle: int, now: float) -> Share[Row, Answer]:
+        """Take an even share of what waits among `idle` instances, cut to a warmed batch size; there must be some.
+
+        With it goes whatever before it is cancelled or expired.
+        """
+        even = -(-len(self._items) // idle)
+        size = max(size for size in self._limits.batch_sizes if size <= even)
+        live: list[Item[Row, Answer]] = []
+        expired, cancelled = [], []
+        while self._items and len(live) < size:
+            item = self._items.popleft()
+            if item.ticket.is_late(now):
+                expired.append(item.ticket)
+            elif item.ticket.future.set_running_or_notify_cancel():
+                live.append(item)
+            else:
+                cancelled.append(item.ticket)
+        is_full = size == self._limits.batch_sizes[-1]
+        return Share(live, expired, cancelled, "full" if is_full else "shared" if self._items else "drained")
