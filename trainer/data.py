@@ -7,42 +7,22 @@ Files are read, never moved or changed.
 """
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trainer.duplicates import components, near_pairs
 from trainer.errors import DataError
 from trainer.fixes import fixed_labels, read_fixes
 from trainer.layouts import WANTED, Layout, group_by_path, list_labelled, read_layout
 from trainer.layouts import is_split as is_split
-from trainer.looks import Look, ReadFile, read_file
-from trainer.manifests import Listed
+from trainer.looks import Look
+from trainer.scan import BadFile as BadFile
+from trainer.scan import Picture as Picture
+from trainer.scan import scan
 from trainer.split import SIDES as SIDES
 from trainer.split import Side as Side
 from trainer.split import assign_sides
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One readable, labelled file."""
-
-    path: Path
-    label: str
-    sha256: str
-    group: str = ""  # where the user names groups
-    cluster: str = ""  # key of the pictures that belong on one side: equal, near duplicates, one group
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadFile:
-    """A file in a class folder or a CSV that is no readable picture."""
-
-    path: Path
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +69,7 @@ def load_dataset(
     layout, record = _fixed(layout, fixes)
     if group_by:
         layout = replace(layout, files=group_by_path(root, layout.files, group_by))
-    found = _scan(layout.files)
+    found = scan(layout.files)
     _check_bad(root, found.bad, total=len(layout.files), max_bad=max_bad)
     if layout.given_split:
         sides = {
@@ -120,7 +100,7 @@ def load_dataset(
 def load_labelled(root: Path, labels: tuple[str, ...], *, max_bad: float) -> tuple[Picture, ...]:
     """Return all pictures of one folder of class folders, or of a CSV, to evaluate a model with these labels."""
     files = list_labelled(root)
-    found = _scan(files)
+    found = scan(files)
     _check_bad(root, found.bad, total=len(files), max_bad=max_bad)
     _labels({"test": tuple(found.pictures)}, labels, root)
     return tuple(found.pictures)
@@ -149,59 +129,6 @@ def _fixed(layout: Layout, fixes: Path | None) -> tuple[Layout, str | None]:
     labels = fixed_labels([(item.path, item.label) for item in layout.files], applied)
     files = [replace(item, label=label) for item, label in zip(layout.files, labels, strict=True) if label is not None]
     return replace(layout, files=tuple(files)), applied.describe()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scan:
-    """What reading all files has shown; `sides` and `pictures` go together."""
-
-    sides: list[Side | None]
-    pictures: list[Picture]
-    bad: list[BadFile]
-    looks: dict[str, Look]
-    near: tuple[tuple[str, str], ...]
-
-
-def _scan(files: Sequence[Listed]) -> _Scan:
-    """Read every file once, and find out which pictures belong together."""
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        results = list(pool.map(read_file, (item.path for item in files)))
-    read = [(item, found) for item, found in zip(files, results, strict=True) if isinstance(found, ReadFile)]
-    pictures = [
-        Picture(path=item.path, label=item.label, sha256=found.sha256, group=item.group) for item, found in read
-    ]
-    looks = {found.sha256: found.look for _, found in read}
-    hashes = list(looks)
-    near = tuple((hashes[first], hashes[second]) for first, second in near_pairs(list(looks.values())))
-    return _Scan(
-        sides=[item.side for item, _ in read],
-        pictures=_clustered(pictures, near),
-        bad=[
-            BadFile(path=item.path, reason=found)
-            for item, found in zip(files, results, strict=True)
-            if isinstance(found, str)
-        ],
-        looks=looks,
-        near=near,
-    )
-
-
-def _clustered(pictures: list[Picture], near: Iterable[tuple[str, str]]) -> list[Picture]:
-    """Return the pictures with the key of their cluster: its least sha256, so that names and order play no part."""
-    hashes = sorted({picture.sha256 for picture in pictures})
-    place = {sha256: index for index, sha256 in enumerate(hashes)}
-    first_of_group: dict[str, int] = {}
-    links = [(place[one], place[other]) for one, other in near]
-    links += [
-        (first_of_group.setdefault(picture.group, place[picture.sha256]), place[picture.sha256])
-        for picture in pictures
-        if picture.group
-    ]
-    numbers = components(len(hashes), links)
-    key: dict[int, str] = {}
-    for sha256, number in zip(hashes, numbers, strict=True):
-        key.setdefault(number, sha256)
-    return [replace(picture, cluster=key[numbers[place[picture.sha256]]]) for picture in pictures]
 
 
 def _labels(sides: dict[Side, tuple[Picture, ...]], known: tuple[str, ...] | None, root: Path) -> tuple[str, ...]:
