@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bundle.bound import BoundBatch
 from bundle.contract import CONTRACT_KEY, IMAGES, LOGITS, SIMILARITY, check_embedded
 from bundle.errors import BundleError, ProviderError
 from bundle.manifest import Manifest, Precision, Variant
@@ -44,6 +45,7 @@ class OnnxModel:
 
     def __init__(self, session: ort.InferenceSession, bundle: Bundle, variant: Variant) -> None:
         self._session = session
+        self._bound: dict[int, BoundBatch] = {}
         self.bundle = bundle
         self.variant = variant
 
@@ -54,7 +56,20 @@ class OnnxModel:
 
     def run(self, images: NDArray[np.uint8]) -> Output:
         """Return logits (N, C) and similarities (N,), both float32, for uint8 (N, H, W, 3)."""
-        return run_session(self._session, images)
+        bound = self._bound.get(len(images))
+        outputs = bound.run(images) if bound else None
+        return Output(*outputs) if outputs else run_session(self._session, images)
+
+    def reserve(self, sizes: Sequence[int]) -> None:
+        """Give batches of these sizes memory of their own on a GPU, and run each once; on a CPU only the latter.
+
+        Of one size a single batch at a time has that memory: others beside it are run as any other size is.
+        """
+        crop_px = self.bundle.manifest.contract.preprocess.crop_px
+        if self.provider == "cuda":
+            self._bound = {size: BoundBatch(self._session, size, crop_px=crop_px, device="cuda") for size in sizes}
+        for size in sizes:
+            self.run(np.zeros((size, crop_px, crop_px, 3), dtype=np.uint8))
 
 
 def open_model(

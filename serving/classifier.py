@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import structlog
 
 from bundle import golden
@@ -210,9 +209,8 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics: ModelMetrics) -> PictureBatcher:
     """Warm every batch size; return the batcher, not yet started."""
-    sizes, crop_px = batch_sizes(plan.max_batch), model.bundle.manifest.contract.preprocess.crop_px
-    for size in sizes:
-        model.run(np.zeros((size, crop_px, crop_px, 3), dtype=np.uint8))
+    sizes = batch_sizes(plan.max_batch)
+    model.reserve(sizes)
     limits = BatcherLimits(
         instances=plan.instances,
         prepare_threads=plan.decode_threads,

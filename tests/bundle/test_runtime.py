@@ -11,6 +11,7 @@ from bundle.errors import BundleError, ProviderError
 from bundle.manifest import Precision
 from bundle.repository import Bundle
 from bundle.runtime import open_model
+from tests.bundle.fake_cuda import FakeCuda
 from tests.bundle.tiny_bundle import add_variant, forge, graph, make_bundle
 
 
@@ -64,24 +65,6 @@ def test_a_precision_that_is_not_there_is_refused(tiny: Bundle):
     """The message lists the precisions to choose from."""
     with pytest.raises(BundleError, match="no int8 variant, found fp32"):
         open_model(tiny, precision="int8")
-
-
-class FakeCuda:
-    """A session that says it runs on CUDA, where there is such a device, and runs on the CPU."""
-
-    def __init__(self, session: type[ort.InferenceSession], *, has_device: bool, has_driver: bool = True) -> None:
-        self._session = session
-        self._has_device = has_device
-        self._has_driver = has_driver
-
-    def __call__(self, *args, providers: list[tuple[str, dict[str, str]]], **options):
-        session = self._session(*args, providers=["CPUExecutionProvider"], **options)
-        self.asked = providers
-        if not self._has_driver and providers[0][0] == "CUDAExecutionProvider":
-            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
-        if self._has_device and providers[0][0] == "CUDAExecutionProvider":
-            session.get_providers = lambda: [name for name, _ in providers]
-        return session
 
 
 @pytest.mark.parametrize(
