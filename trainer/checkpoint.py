@@ -39,7 +39,7 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What never changes during a run."""
+    """What never changes during a run, but for the spec, which the probe decides."""
 
     config: FitConfig
     data: str  # folder, absolute
@@ -107,6 +107,11 @@ def write_run(folder: Path, run: Run, dataset: Dataset) -> None:
         writer.writerows((item.path, item.reason) for item in dataset.bad)
     if run.config.apply:
         (folder / APPLIED_FIXES).write_bytes(run.config.apply.read_bytes())
+    rewrite_run(folder, run)
+
+
+def rewrite_run(folder: Path, run: Run) -> None:
+    """Write run.json again, once the probe has decided how closely to look."""
     _replace(folder / "run.json", _RUN.dump_json(run, indent=1).decode())
 
 

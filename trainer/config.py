@@ -57,6 +57,15 @@ class FitConfig(AugmentConfig):
     image_size: Annotated[
         int | None, _knob("Set the input side in pixels; default: the backbone's.", low=16, high=1024)
     ] = None
+    crop_pct: Annotated[
+        float | None,
+        _knob(
+            "Look at the centre square of this share of the shorter side; default: the backbone's, or 4/5 of it where "
+            "validation is clearly better.",
+            low=0.2,
+            high=1,
+        ),
+    ] = None
     epochs: Annotated[
         int | None,
         _knob("Fine-tune for at most so many epochs; 0 keeps the probe; default: by data size and device.", low=0),

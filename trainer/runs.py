@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -126,11 +126,14 @@ def evaluate_target(target: Path, data: Path, *, variant: Choice = "auto") -> Ev
 
 
 def _run(config: FitConfig, data: Path, dataset: Dataset, backbone: Backbone) -> Run:
+    spec = backbone.spec
+    if config.crop_pct is not None:
+        spec = replace(spec, resize_px=round(spec.crop_px / config.crop_pct))
     return Run(
         config=config,
         data=str(data.resolve()),
         labels=dataset.labels,
-        spec=backbone.spec,
+        spec=spec,
         mean=backbone.mean,
         std=backbone.std,
         provenance=Provenance(

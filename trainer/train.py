@@ -39,10 +39,10 @@ from trainer.pictures import (
     steps_per_epoch,
     training_loader,
 )
-from trainer.probe import fit_probe
 from trainer.session import Session
 from trainer.soup import cook
 from trainer.step import take_step
+from trainer.view import choose_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +89,9 @@ def _probe(session: Session) -> None:
     started = session.clock()
     session.world.from_first(lambda: check_probe(session))
     session.progress.say("linear probe: computing features once")
-    train = session.features("train")
-    val_started = session.clock()
-    val = session.features("val")
-    val_seconds = session.clock() - val_started
-    probe = session.world.from_first(lambda: fit_probe(*train, *val, class_weights=session.class_weights()))
+    view = choose_view(session)
+    session.world.from_first(lambda: checkpoint.rewrite_run(session.folder, session.run))
+    probe = view.probe
     head = session.model.classifier.head
     with torch.no_grad():
         head.weight.copy_(probe.weight)
@@ -102,10 +100,9 @@ def _probe(session: Session) -> None:
     session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
     seconds = session.clock() - started
     session.state = replace(session.state, probe=score, best=score, stage="fine-tune", probe_seconds=seconds)
-    plan = session.world.from_first(lambda: make_plan(session, val_seconds))
+    plan = session.world.from_first(lambda: make_plan(session, view.val_seconds))
     session.state = replace(session.state, plan=plan)
-    logits = val[0] @ probe.weight.T + probe.bias
-    session.save("best", checkpoint.best_tensors(session.model.state_dict(), logits))
+    session.save("best", checkpoint.best_tensors(session.model.state_dict(), view.logits))
 
 
 def _fine_tune(session: Session, plan: Plan) -> None:
