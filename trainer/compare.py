@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, permutation_test
 
 from bundle.manifest import Interval
 from trainer.answers import Answers, answer
@@ -103,11 +102,15 @@ def compare_scores(first: Floats, second: Floats, targets: NDArray[np.int64], *,
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p of McNemar's test for the pictures that one of two models alone has right."""
+    from scipy.stats import binomtest  # takes 0.4 s to import: what prints other tables should not
+
     total = only_first + only_second
     return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def _permutation_p(differences: Floats) -> float:
+    from scipy.stats import permutation_test  # as above
+
     if not differences.any():
         return 1.0
 
