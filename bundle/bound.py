@@ -22,7 +22,7 @@ class BoundBatch:
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(IMAGES.name, self._images)
         for output in (LOGITS, SIMILARITY):
-            self._binding.bind_output(output.name, "cpu")  # a few floats: copied when the run ends
+            self._binding.bind_output(output.name, "cpu")  # a few floats
         self._lock = threading.Lock()
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]] | None:
@@ -35,7 +35,7 @@ class BoundBatch:
         try:
             self._images.update_inplace(images)
             self._session.run_with_iobinding(self._binding)
-            outputs: list[NDArray[np.float32]] = self._binding.copy_outputs_to_cpu()
+            outputs: list[NDArray[np.float32]] = self._binding.copy_outputs_to_cpu()  # the next run may overwrite them
             return outputs
         finally:
             self._lock.release()

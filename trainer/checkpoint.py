@@ -1,6 +1,7 @@
 """The run folder: what a fit writes, and how a later command reads it back.
 
-    run.json            configuration, labels, preprocessing, provenance, split: readable, written before training
+    run.json            configuration, labels, preprocessing, provenance, split: readable, written before training, and
+                        once more after the probe, which decides how closely to look
     history.jsonl       one line an epoch
     split.csv           path, label, side, sha256, group and cluster of every picture
     applied-fixes.csv   the corrections that `fit --apply` made, where it did
@@ -78,6 +79,7 @@ class State:
     soup_epochs: tuple[int, ...] = ()  # whose mean `best` is, where it is one
     loss_sum: float = 0.0  # over the steps of this epoch
     finished: bool = False
+    chose_crop: bool = False  # whether validation chose how closely to look
     plan: Plan | None = None  # of fine-tuning; made after the probe
     probe_seconds: float = 0.0
     fine_tune_seconds: float = 0.0  # of whole epochs
@@ -107,11 +109,11 @@ def write_run(folder: Path, run: Run, dataset: Dataset) -> None:
         writer.writerows((item.path, item.reason) for item in dataset.bad)
     if run.config.apply:
         (folder / APPLIED_FIXES).write_bytes(run.config.apply.read_bytes())
-    rewrite_run(folder, run)
+    replace_run(folder, run)
 
 
-def rewrite_run(folder: Path, run: Run) -> None:
-    """Write run.json again, once the probe has decided how closely to look."""
+def replace_run(folder: Path, run: Run) -> None:
+    """Write run.json in one step."""
     _replace(folder / "run.json", _RUN.dump_json(run, indent=1).decode())
 
 

@@ -1,7 +1,6 @@
 """The trainer's command line. Results go to stdout, progress to stderr; a user's error is one line and exit code 2."""
 
 import dataclasses
-import gc
 import json
 import sys
 from collections.abc import Iterable
@@ -19,7 +18,6 @@ from trainer.cli_try import try_app
 from trainer.config import FitConfig
 from trainer.data_cli import AsJson, DataSet, RunFolder, data_app, out
 from trainer.errors import Interrupted, ParityError
-from trainer.memory import keep_freed_memory
 
 app = typer.Typer(
     help="Train an image classifier and export it with proof.",
@@ -230,7 +228,6 @@ def _files(paths: Iterable[Path]) -> Iterable[Path]:
 
 def main() -> None:
     """Run the command line; expected errors end it with one line."""
-    keep_freed_memory()
     try:
         app()
     except CalotypeError as error:
@@ -239,5 +236,3 @@ def main() -> None:
     except OSError as error:  # a place that cannot be written, a full disk: the reader's own files were handled before
         typer.echo(f"Error: {error.filename or 'writing'}: {error.strerror or error}; choose another place", err=True)
         sys.exit(2)
-    finally:
-        gc.freeze()  # what goes with the process need not be searched for cycles: a second at the end of a fit

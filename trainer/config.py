@@ -59,12 +59,7 @@ class FitConfig(AugmentConfig):
     ] = None
     crop_pct: Annotated[
         float | None,
-        _knob(
-            "Look at the centre square of this share of the shorter side; default: the backbone's, or 4/5 of it where "
-            "validation is clearly better.",
-            low=0.2,
-            high=1,
-        ),
+        _knob("Keep this share of the shorter side; default: the backbone's, or closer.", low=0.25, high=1),
     ] = None
     epochs: Annotated[
         int | None,

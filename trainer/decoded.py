@@ -1,4 +1,4 @@
-"""Keep decoded pictures on disk while a run lasts, so that none is decoded twice. Knows nothing of labels or tensors.
+"""Keep decoded pictures on disk while a run lasts, so that none is decoded twice for the same size.
 
 One file a picture, complete before it has its name: worker processes and threads share the folder without a lock. The
 process itself holds nothing; the kernel keeps in memory what fits and drops it when something else needs the room
@@ -50,6 +50,12 @@ def pixels_of(
         if shutil.disk_usage(folder).free >= spare_bytes + pixels.nbytes:
             _keep(pixels, kept)
         return pixels
+
+
+def forget(folder: Path, *, cover_px: int) -> None:
+    """Remove what was kept for this size: a crop that is not looked at again."""
+    for kept in folder.glob(f"*-{cover_px}.npy"):
+        kept.unlink(missing_ok=True)
 
 
 def _keep(pixels: NDArray[np.uint8], kept: Path) -> None:

@@ -90,7 +90,7 @@ def _probe(session: Session) -> None:
     session.world.from_first(lambda: check_probe(session))
     session.progress.say("linear probe: computing features once")
     view = choose_view(session)
-    session.world.from_first(lambda: checkpoint.rewrite_run(session.folder, session.run))
+    session.world.from_first(lambda: checkpoint.replace_run(session.folder, session.run))
     probe = view.probe
     head = session.model.classifier.head
     with torch.no_grad():
@@ -99,7 +99,14 @@ def _probe(session: Session) -> None:
     score = Score(accuracy=probe.accuracy, log_loss=probe.log_loss)
     session.progress.say(f"linear probe: validation accuracy {score.accuracy:.4f}, log-loss {score.log_loss:.4f}")
     seconds = session.clock() - started
-    session.state = replace(session.state, probe=score, best=score, stage="fine-tune", probe_seconds=seconds)
+    session.state = replace(
+        session.state,
+        probe=score,
+        best=score,
+        stage="fine-tune",
+        chose_crop=view.is_choice,
+        probe_seconds=seconds,
+    )
     plan = session.world.from_first(lambda: make_plan(session, view.val_seconds))
     session.state = replace(session.state, plan=plan)
     session.save("best", checkpoint.best_tensors(session.model.state_dict(), view.logits))

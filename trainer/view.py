@@ -2,7 +2,7 @@
 
 A network pretrained on random crops saw things larger there than a centre crop shows them, and sees best what is about
 1.3 times as large (Touvron et al. 2019, arXiv:1906.06423, section 3). Larger pictures would do, at their cost; a closer
-crop costs nothing at run time, but what lies at the edge is lost. So it is taken only where it is clearly better.
+crop costs the network nothing (some large JPEGs are decoded at twice the scale), but what lies at the edge is lost.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bundle.preprocess import PreprocessSpec
+from trainer.decoded import forget
 from trainer.probe import Probe, fit_probe
 from trainer.session import Session
 
@@ -31,34 +32,41 @@ class View:
     logits: Tensor  # (N, C) of validation
     losses: Tensor  # (N,) of validation, nats
     val_seconds: float  # of once over the validation side
+    is_choice: bool = False  # whether validation has chosen it, of two
 
     @property
     def crop_pct(self) -> float:
         """Which share of the shorter side it keeps."""
         return self.spec.crop_px / self.spec.resize_px
 
-    def is_clearly_better(self, other: "View") -> bool:
-        """Say whether its log-loss is lower by LEAST_GAIN, and by one standard error of the pictures' differences."""
+    def beats(self, other: "View") -> bool:
+        """Say whether its log-loss is lower, by LEAST_GAIN and by one standard error of the pictures' differences.
+
+        The one-standard-error rule (Breiman et al. 1984, "Classification and regression trees"). Of two crops that are
+        equally good it takes the closer one by luck in one of six runs.
+        """
         gains = other.losses - self.losses
         return float(gains.mean()) > max(LEAST_GAIN, float(gains.std()) / math.sqrt(len(gains)))
 
 
 def choose_view(session: Session) -> View:
-    """Look once, or twice; return the better view, whose spec the session has from now on."""
+    """Look once, or twice; return the view that is kept, whose spec the session has from now on."""
     began = session.clock()
     own = _look(session, session.run.spec)
     if not _may_look_closer(session, looked_s=session.clock() - began):
         return own
     spec = own.spec
     closer = _look(session, replace(spec, resize_px=round(spec.resize_px / CLOSER)))
-    better = session.world.from_first(lambda: closer.is_clearly_better(own))
+    better = session.world.from_first(lambda: closer.beats(own))
     session.progress.say(
         f"a closer look, at the central {closer.crop_pct:.0%} of the shorter side instead of {own.crop_pct:.0%}: "
         f"log-loss {closer.probe.log_loss:.4f} instead of {own.probe.log_loss:.4f}: {'kept' if better else 'not kept'}"
     )
-    chosen = closer if better else own
+    chosen, other = (closer, own) if better else (own, closer)
     session.run = replace(session.run, spec=chosen.spec)
-    return chosen
+    if session.decoded is not None:
+        forget(session.decoded, cover_px=other.spec.resize_px)
+    return replace(chosen, is_choice=True)
 
 
 def _may_look_closer(session: Session, *, looked_s: float) -> bool:

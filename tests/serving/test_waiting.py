@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,18 @@ def test_an_idle_instance_takes_no_more_than_its_even_share_rounded_up(count: in
 def test_a_share_says_why_it_is_no_larger() -> None:
     waiting, _ = waiting_items(["in time"] * 7, (1, 2, 4))
     assert [waiting.take(idle=idle, now=NOW).closing for idle in (1, 2, 1)] == ["full", "shared", "drained"]
+
+
+def test_company_is_waited_for_until_the_window_ends_or_a_batch_is_full() -> None:
+    """A window of 5 ms, of which 2 are gone; then all; then none is needed."""
+    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1, 2), max_wait_ms=5)
+    waiting: Waiting[str, str] = Waiting(limits)
+    ticket: Ticket[str] = Ticket(future=Future(), size_bytes=1, deadline=None, admitted=NOW)
+    waiting.append(Item(ticket, str, NOW))
+    assert waiting.window_s(NOW + 0.002) == pytest.approx(0.003)
+    assert waiting.window_s(NOW + 0.006) < 0
+    waiting.append(Item(ticket, str, NOW))
+    assert waiting.window_s(NOW) == 0
 
 
 def test_whatever_is_drained_is_gone() -> None:

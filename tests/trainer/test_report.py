@@ -109,6 +109,16 @@ def test_data_check_counts_what_is_wrong(report: Report) -> None:
     assert (report.data.repeated, report.data.across_sides, report.data.two_labels) == (1, (), ())
 
 
+@pytest.mark.parametrize("chose", [False, True])
+def test_page_says_what_validation_chose(report: Report, chose: bool) -> None:
+    """Where the figures are those of validation, whatever was chosen there flatters them."""
+    shown = replace(report, held_out="val", state=replace(report.state, chose_crop=chose))
+    page = render.render(shown)
+    assert "Validation also chose" in page
+    assert ("how closely to look" in page) is chose
+    assert f"the central {100 * report.run.spec.crop_px / report.run.spec.resize_px:.0f} %" in page
+
+
 def test_equal_runs_give_equal_bytes(hostile_run: Path, report: Report) -> None:
     """Measured twice, written twice: the same page."""
     assert render.render(collect(hostile_run)) == render.render(report)
