@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -13,7 +12,7 @@ import tiny_bundle
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from test_client_and_cli import command
-from test_http import RED, SETTINGS, Held, form, serve, until
+from test_http import RED, SETTINGS, Held, form, next_is_late, serve, until
 from test_process import port, process
 
 from serving.top import Span, frame, parse, since_start
@@ -60,8 +59,7 @@ def exposition(tmp_path_factory):
         first = asyncio.create_task(asking("/v1/classify", body=RED))
         await asyncio.to_thread(held.taken.wait, 20)
         late = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
-        queued = server._dispatcher.catalogue.find()._batcher
-        await until(lambda: queued.queued_items and queued._ready[0].ticket.is_late(time.monotonic()))
+        await until(lambda: next_is_late(server))
         held.let_go.set()
         await asyncio.gather(first, late)
         await asking("/v1/classify", **form(RED, b"no picture", tiny_bundle.picture("blue")))

@@ -269,6 +269,12 @@ def test_failures_of_the_engine_get_their_status(models, error, status, text):
     assert sum("exc_info" in line for line in lines) == (status[0] == 500)
 
 
+def next_is_late(server):
+    """Say whether the picture that waits for the instance has waited for too long."""
+    waiting = server._dispatcher.catalogue.find()._batcher._ready
+    return waiting and waiting._items[0].ticket.is_late(time.monotonic())
+
+
 class Held:
     """A model that answers only after `let_go`; `taken` is set when it has a picture in hand."""
 
@@ -318,8 +324,7 @@ def test_a_deadline_is_kept(models):
         first = asyncio.create_task(asking("/v1/classify", body=RED))
         await asyncio.to_thread(held.taken.wait, 20)
         second = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
-        queued = server._dispatcher.catalogue.find()._batcher
-        await until(lambda: queued.queued_items and queued._ready[0].ticket.is_late(time.monotonic()))
+        await until(lambda: next_is_late(server))
         held.let_go.set()
         await first
         return (await second).error
