@@ -13,7 +13,7 @@ from bundle.scores import probabilities
 from trainer import checkpoint
 from trainer.config import FitConfig
 from trainer.data import Picture, is_split, load_dataset, load_labelled
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.metrics import Floats, Ints, Logits, fit_temperature
 from trainer.network import Mirrored, all_logits, choose_device
 from trainer.pictures import EvaluationPictures, evaluation_loader
@@ -61,7 +61,9 @@ def answer(target: Path, data: Path | None, *, variant: Choice = "fp32", tta: bo
     With `tta` a run's logits are the mean over each picture and its mirror image. Raises CheckpointError, BundleError,
     DataError, or ConfigError for `tta` on a bundle, which answers as in production.
     """
-    if (target / MANIFEST_NAME).exists() and data is not None:
+    if (target / MANIFEST_NAME).exists():
+        if data is None:
+            raise DataError(f"{target}: a bundle holds no pictures out by itself; name DATA too")
         if tta:
             raise ConfigError(f"{target}: a bundle answers as in production, without --tta; name the run instead")
         return _bundle_answers(target, data, variant=variant)

@@ -96,6 +96,13 @@ def test_runs_with_other_splits_need_data(fitted: dict[int, Path], tmp_path: Pat
     assert found.picture_count >= 12
 
 
+def test_a_bundle_needs_data(fitted: dict[int, Path], tmp_path: Path) -> None:
+    """It knows no pictures of its own; the message says what to name."""
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(DataError, match="a bundle holds no pictures out by itself; name DATA too"):
+        compare(next(iter(fitted.values())), tmp_path, None)
+
+
 def test_pictures_of_the_training_are_no_test(fitted: dict[int, Path], data: Path, tmp_path: Path) -> None:
     """Where nothing else is left, there is no verdict."""
     seen = [line.split(",")[:2] for line in (fitted[0] / "split.csv").read_text().splitlines() if ",train," in line]
