@@ -2,7 +2,8 @@
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
 has queued while all instances were busy. What waits is shared out among the idle instances, so that none gets a batch
-while another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the two.
+while another gets nothing. An item beside which nothing runs and nothing waits goes to `run_lone`, where there is one:
+it has every core to itself. Without prepare threads an instance prepares its own share: no hand-over between the two.
 Every admitted item's future is answered exactly once: with its answer, the error of its preparation or of its batch,
 DeadlineExceededError, or a cancellation.
 
@@ -21,6 +22,7 @@ from typing import Final, Generic, TypeVar
 from serving.admission import Admission, BatcherLimits
 from serving.errors import NotReadyError
 from serving.observer import Observer
+from serving.occupancy import Occupancy
 from serving.ticket import Ticket, past_deadline
 from serving.waiting import Item, Share, Waiting
 
@@ -31,7 +33,10 @@ _NICENESS: Final = 10  # the threads that compute give way to the one that talks
 
 
 class Batcher(Generic[Payload, Row, Answer]):
-    """See the module. `prepare` and `run` are called from several threads at once."""
+    """See the module. `prepare` and `run` are called from several threads at once.
+
+    `occupancy` is shared by all batchers that compute on the same cores.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,13 @@ class Batcher(Generic[Payload, Row, Answer]):
         limits: BatcherLimits,
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
+        run_lone: Callable[[Sequence[Row]], Sequence[Answer]] | None = None,
+        occupancy: Occupancy | None = None,
     ) -> None:
         self._prepare = prepare
         self._run = run
+        self._run_lone = run_lone or run
+        self._occupancy = occupancy or Occupancy()
         self._limits = limits
         self._clock = clock
         self._observer = observer or Observer()
@@ -163,7 +172,8 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._observer.on_drop("deadline")
                 ticket.fail(past_deadline())
             if share.live:
-                self._run_batch(share)
+                with self._occupancy:
+                    self._run_batch(share)
 
     def _run_batch(self, share: Share[Row, Answer]) -> None:
         started = self._clock()
@@ -173,8 +183,9 @@ class Batcher(Generic[Payload, Row, Answer]):
         if not tickets:
             return
         run_started = self._clock()
+        is_lone = len(rows) == 1 and self._occupancy.is_single and not self._admission.items
         try:
-            answers = self._run(rows)
+            answers = (self._run_lone if is_lone else self._run)(rows)
             if len(answers) != len(rows):
                 raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
         except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this batch's callers
@@ -185,9 +196,9 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
-        pace_s = (done - started) / len(rows)
-        with self._lock:
-            self._admission.note_pace(pace_s)
+        if not is_lone:  # the pace at which a queue moves is that of batches side by side
+            with self._lock:
+                self._admission.note_pace((done - started) / len(rows))
 
     def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""

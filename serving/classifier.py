@@ -5,6 +5,7 @@ Knows no grpc: the service turns what comes out of here into messages.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +20,10 @@ from bundle.runtime import OnnxModel, has_cuda, open_model
 from bundle.scores import Ranked, rank
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
-from serving.cgroups import usable_cores
+from serving.cgroups import memory_limit_bytes, usable_cores
 from serving.errors import DeadlineExceededError, InvalidRequestError, QueueFullError
 from serving.metrics import Metrics, ModelMetrics
+from serving.occupancy import Occupancy
 from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
 from serving.settings import ServerSettings
@@ -125,11 +127,17 @@ class ServedModel:
 
 
 def load_model(
-    folder: Path, settings: ServerSettings, *, metrics: Metrics, planner: Planner | None = None
+    folder: Path,
+    settings: ServerSettings,
+    *,
+    metrics: Metrics,
+    planner: Planner | None = None,
+    occupancy: Occupancy | None = None,
 ) -> ServedModel:
     """Open a model folder, replay its golden pictures, warm every batch size, and start its threads.
 
     A planner measures how many threads do what where the settings leave that open; without one, the rule decides.
+    `occupancy` is that of all models of this process.
     Raises BundleError where the folder or an answer is not what was exported or not signed by who it must be,
     ProviderError for a missing provider.
     """
@@ -160,15 +168,14 @@ def load_model(
     if planner is not None and settings.plans_itself and model.provider == "cpu":
         plan = planner.plan(plan, model, cores=cores)
         if plan.intra_op_threads != 1:
-            model = open_model(
-                bundle,
-                precision=model.variant.precision,
-                intra_op_threads=plan.intra_op_threads,
-            )
-            golden.replay(model)  # what serves is what was proved
+            model = _reopened(model, intra_op_threads=plan.intra_op_threads)
     contract = model.bundle.manifest.contract
     model_metrics = metrics.model(contract.name, contract.version)
-    served = ServedModel(model, _batcher(model, settings, plan=plan, metrics=model_metrics), metrics=model_metrics)
+    if settings.workers > 1 or not _has_room_twice(model):  # other processes use the cores too
+        plan = replace(plan, lone_threads=plan.intra_op_threads)
+    lone = model if plan.lone_threads == plan.intra_op_threads else _reopened(model, intra_op_threads=plan.lone_threads)
+    batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
+    served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
     log.info(
         "model ready",
@@ -178,11 +185,25 @@ def load_model(
         precision=served.precision,
         instances=plan.instances,
         intra_op_threads=plan.intra_op_threads,
+        lone_threads=plan.lone_threads,
         decode_threads=plan.decode_threads,
         max_batch=plan.max_batch,
         golden_difference=f"{proved.difference:.1e}",
     )
     return served
+
+
+def _reopened(model: OnnxModel, *, intra_op_threads: int) -> OnnxModel:
+    """Open the same variant on the CPU with other threads; what serves is what was proved."""
+    opened = open_model(model.bundle, precision=model.variant.precision, intra_op_threads=intra_op_threads)
+    golden.replay(opened)
+    return opened
+
+
+def _has_room_twice(model: OnnxModel) -> bool:
+    """Say whether a second copy of the weights is nothing beside the memory limit: at most a thirty-second of it."""
+    limit = memory_limit_bytes()
+    return limit is None or (model.bundle.folder / model.variant.file).stat().st_size <= limit // 32
 
 
 def _load_bundle(folder: Path, settings: ServerSettings) -> Bundle:
@@ -207,10 +228,19 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
     return (*(2**power for power in range(max_batch.bit_length()) if 2**power < max_batch), max_batch)
 
 
-def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics: ModelMetrics) -> PictureBatcher:
+def _batcher(
+    model: OnnxModel,
+    lone: OnnxModel,
+    settings: ServerSettings,
+    *,
+    plan: Plan,
+    metrics: ModelMetrics,
+    occupancy: Occupancy | None,
+) -> PictureBatcher:
     """Warm every batch size; return the batcher, not yet started."""
     sizes = batch_sizes(plan.max_batch)
     model.reserve(sizes)
+    lone.reserve(sizes[:1])
     limits = BatcherLimits(
         instances=plan.instances,
         prepare_threads=plan.decode_threads,
@@ -221,5 +251,7 @@ def _batcher(model: OnnxModel, settings: ServerSettings, *, plan: Plan, metrics:
         max_queue_ms=settings.max_queue_ms,
     )
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-    steps = PictureSteps(model, decode_limits, metrics=metrics)
-    return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics)
+    steps = PictureSteps(model, decode_limits, metrics=metrics, lone=lone)
+    return Batcher(
+        steps.prepare, steps.run, limits=limits, observer=metrics, run_lone=steps.run_lone, occupancy=occupancy
+    )

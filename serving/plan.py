@@ -15,6 +15,8 @@ of three rounds each; resident and the p99 of a refusal at twice capacity:
 | 3 x 2 | 249        | 7.2         |   | 2 x 4 | 155        | 12.0        | 314 MB   | 9.2 ms  |
 | 3 x 4 | 288        | 6.4         |   | 3 x 2 | 157        | 12.1        | 313 MB   | 10.7 ms |
 | 4 x 4 | 288        | 6.4         |   | 3 x 4 | 156        | 12.2        | 353 MB   | 11.0 ms |
+
+A picture beside which nothing runs and nothing waits is another matter: it takes the cores that would idle.
 """
 
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from typing import Final
 _MAX_BATCH_INT8: Final = 4
 _MAX_BATCH_CPU: Final = 2  # floats are four times as large, and the arena keeps what it once held
 _MAX_BATCH_CUDA: Final = 32  # not measured
+_MAX_LONE_THREADS: Final = 4  # more than two were not measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class Plan:
 
     instances: int  # batches that run at once
     intra_op_threads: int  # inside one batch
+    lone_threads: int  # inside the run of a single picture that has the cores to itself
     decode_threads: int  # 0: every instance decodes what it runs, without handing it over
     max_batch: int  # pictures that run together
 
@@ -48,11 +52,13 @@ def make_plan(
     """Return the plan for a provider ("cpu" or "cuda"); numbers other than 0 are taken as they are."""
     on_cpu = _MAX_BATCH_INT8 if precision == "int8" else _MAX_BATCH_CPU
     max_batch = max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else on_cpu)
+    lone_threads = intra_op_threads or (1 if provider == "cuda" else min(cores, _MAX_LONE_THREADS))
     intra_op_threads = intra_op_threads or 1
     has_spare = precision == "int8" and cores > 1 and max_batch > 1 and intra_op_threads == 1
     return Plan(
         max_batch=max_batch,
         instances=instances or (1 if provider == "cuda" else cores + has_spare),
         intra_op_threads=intra_op_threads,
+        lone_threads=lone_threads,
         decode_threads=decode_threads or (cores if provider == "cuda" else 0),
     )

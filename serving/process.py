@@ -18,6 +18,7 @@ from serving.classifier import load_model
 from serving.errors import StartupError
 from serving.memory import bound_heaps, freeze_heap, keep_returning_memory, return_memory
 from serving.metrics import Metrics
+from serving.occupancy import Occupancy
 from serving.plan_search import Planner
 from serving.server import Server
 from serving.settings import ServerSettings
@@ -36,10 +37,10 @@ def run(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None
 async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None]) -> None:
     started = time.monotonic()
     stop = _stop_on_signal()
-    metrics, planner = Metrics(), Planner()
+    metrics, planner, occupancy = Metrics(), Planner(), Occupancy()
     catalogue = Catalogue(
         models,
-        lambda folder: load_model(folder, settings, metrics=metrics, planner=planner),
+        lambda folder: load_model(folder, settings, metrics=metrics, planner=planner, occupancy=occupancy),
         default_model=settings.default_model,
         policy=settings.policy(),
         on_refused=lambda name: metrics.load_failures.labels(name).inc(),

@@ -10,7 +10,7 @@ import pytest
 from bundle.errors import BundleError, ProviderError
 from bundle.manifest import Precision
 from bundle.repository import Bundle
-from bundle.runtime import open_model
+from bundle.runtime import open_model, open_session
 from tests.bundle.fake_cuda import FakeCuda
 from tests.bundle.tiny_bundle import add_variant, forge, graph, make_bundle
 
@@ -153,6 +153,14 @@ def test_a_model_with_another_text_for_a_contract_is_refused(tiny: Bundle):
     """Metadata that is not a contract is named as such."""
     with pytest.raises(BundleError, match="metadata in the model file"):
         open_model(forge(tiny, graph(tiny.manifest.contract, embedded="{}")))
+
+
+def test_the_file_is_not_kept_in_memory_beside_the_session(tiny: Bundle):
+    """Two references: ours, and getrefcount's own."""
+    data = tiny.read("model.onnx", tiny.manifest.variant("fp32").sha256)
+    session = open_session(data, Path("model.onnx"), intra_op_threads=1)
+    assert session.get_inputs()
+    assert sys.getrefcount(data) == 2
 
 
 def test_bytes_that_are_no_onnx_are_refused(tiny: Bundle):

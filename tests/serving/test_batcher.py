@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
+from serving.occupancy import Occupancy
 
 PATIENCE_S = 20
 
@@ -170,6 +171,68 @@ def test_two_idle_instances_share_two_items():
     assert [future.result(PATIENCE_S) for future in futures] == [2, 4]
     assert sorted(gate.batches) == [[1], [2]]
     batcher.close(PATIENCE_S)
+
+
+def lone_batcher(gate, lone, occupancy):
+    """Two instances, and an engine for items that have the cores to themselves."""
+    limits = BatcherLimits(instances=2, prepare_threads=0, batch_sizes=(1, 2, 4))
+    batcher = Batcher(prepare, gate.run, limits=limits, run_lone=lone.run, occupancy=occupancy)
+    batcher.start()
+    return batcher
+
+
+def test_an_item_beside_which_nothing_runs_has_the_cores_to_itself():
+    """The next one, beside it, has not; once both are done, the third has again."""
+    gate, lone = Gate(), Gate()
+    batcher = lone_batcher(gate, lone, Occupancy())
+    (first,) = submit(batcher, 1)
+    assert lone.entered.acquire(timeout=PATIENCE_S)
+    (second,) = submit(batcher, 2)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    gate.opened.set()
+    lone.opened.set()
+    assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (2, 4)
+    assert batcher.close(PATIENCE_S)
+    batcher = lone_batcher(gate, lone, Occupancy())
+    assert submit(batcher, 4)[0].result(PATIENCE_S) == 8
+    assert batcher.close(PATIENCE_S)
+    assert (gate.batches, lone.batches) == ([[2]], [[1], [4]])
+
+
+def test_what_another_model_runs_counts_too():
+    """They share the cores."""
+    occupancy, gate, lone, other = Occupancy(), Gate(is_open=True), Gate(is_open=True), Gate()
+    busy, batcher = lone_batcher(other, other, occupancy), lone_batcher(gate, lone, occupancy)
+    (held,) = submit(busy, 1)
+    assert other.entered.acquire(timeout=PATIENCE_S)
+    assert submit(batcher, 2)[0].result(PATIENCE_S) == 4
+    other.opened.set()
+    assert held.result(PATIENCE_S) == 2
+    assert busy.close(PATIENCE_S)
+    assert submit(batcher, 4)[0].result(PATIENCE_S) == 8
+    assert batcher.close(PATIENCE_S)
+    assert (gate.batches, lone.batches) == ([[2]], [[4]])
+
+
+def test_an_item_behind_which_others_wait_has_not_the_cores_to_itself():
+    """While it was prepared another one came."""
+    gate, lone, is_preparing, may_go = Gate(is_open=True), Gate(is_open=True), threading.Event(), threading.Event()
+
+    def prepare_slowly(number):
+        is_preparing.set()
+        assert may_go.wait(PATIENCE_S)
+        return number
+
+    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1, 2, 4))
+    batcher = Batcher(prepare_slowly, gate.run, limits=limits, run_lone=lone.run)
+    batcher.start()
+    (first,) = submit(batcher, 1)
+    assert is_preparing.wait(PATIENCE_S)
+    (second,) = submit(batcher, 2)
+    may_go.set()
+    assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (2, 4)
+    assert batcher.close(PATIENCE_S)
+    assert (gate.batches, lone.batches) == ([[1]], [[2]])
 
 
 def test_items_that_queued_while_busy_leave_as_one_batch():

@@ -113,7 +113,7 @@ def test_a_connection_runs_no_more_calls_than_allowed(models):
     def held(folder):
         served = load_model(folder, server.settings, metrics=server.metrics)
         run = served._batcher._run
-        served._batcher._run = lambda rows: (may_answer.wait(LIMIT_S), run(rows))[1]
+        served._batcher._run_lone = served._batcher._run = lambda rows: (may_answer.wait(LIMIT_S), run(rows))[1]
         return Noting(served)
 
     server = Running(models, load=held, max_concurrent_streams=2)

@@ -289,7 +289,7 @@ class Held:
             assert self.let_go.wait(20)
             return run(rows)
 
-        model._batcher._run = waiting
+        model._batcher._run = model._batcher._run_lone = waiting
         return model
 
 

@@ -6,20 +6,23 @@ from dataclasses import replace
 import pytest
 import structlog
 
+from bundle.errors import GoldenError
+from bundle.runtime import open_model
 from serving.classifier import batch_sizes, load_model
 from serving.metrics import Metrics
 from serving.plan import Plan, make_plan
 from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
 from serving.settings import ServerSettings
 
-RULE = Plan(instances=3, intra_op_threads=1, decode_threads=0, max_batch=4)
+RULE = Plan(instances=3, intra_op_threads=1, lone_threads=2, decode_threads=0, max_batch=4)
 SINGLE = replace(RULE, instances=2, max_batch=1)
 PATIENCE_S = 20
 
 
 def test_cpu_plan_runs_one_thread_instances_side_by_side():
     """One instance a core, one thread each, and each decodes its own."""
-    assert make_plan(cores=4, provider="cpu") == Plan(instances=4, intra_op_threads=1, decode_threads=0, max_batch=2)
+    plan = make_plan(cores=4, provider="cpu")
+    assert plan == Plan(instances=4, intra_op_threads=1, lone_threads=4, decode_threads=0, max_batch=2)
 
 
 def test_int8_runs_more_pictures_together_and_one_batch_more():
@@ -38,13 +41,13 @@ def test_no_instance_to_spare_where_nothing_waits(given, cores, instances):
 def test_cuda_plan_has_one_instance():
     """A GPU takes large batches one after the other."""
     plan = make_plan(cores=4, provider="cuda")
-    assert (plan.instances, plan.decode_threads, plan.max_batch) == (1, 4, 32)
+    assert (plan.instances, plan.lone_threads, plan.decode_threads, plan.max_batch) == (1, 1, 4, 32)
 
 
 def test_given_numbers_are_taken():
     """0 alone means: decide."""
     plan = make_plan(cores=4, provider="cpu", instances=2, intra_op_threads=3, decode_threads=5, max_batch=6)
-    assert plan == Plan(instances=2, intra_op_threads=3, decode_threads=5, max_batch=6)
+    assert plan == Plan(instances=2, intra_op_threads=3, lone_threads=3, decode_threads=5, max_batch=6)
 
 
 def test_batch_sizes_end_with_the_largest():
@@ -56,25 +59,31 @@ def chosen(batch_ms, *, clock=lambda: 0.0):
     """The plan for two cores where a run of so many pictures on so many threads takes batch_ms(threads, size)."""
 
     def measure(threads, plan):
-        return plan.max_batch / batch_ms(threads, plan.max_batch)
+        return min(plan.instances, 2) * plan.max_batch / batch_ms(threads, plan.max_batch)
 
     return search_plan(RULE, lambda threads: threads, cores=2, measure=measure, clock=clock)
 
 
+def shape(plan):
+    """What a plan runs side by side."""
+    return plan.instances, plan.intra_op_threads, plan.max_batch
+
+
 def test_single_pictures_are_chosen_where_batches_cost():
     """Four pictures in the time of five."""
-    assert chosen(lambda _threads, size: 4.0 if size == 1 else 20.0) == SINGLE
+    assert shape(chosen(lambda _threads, size: 4.0 if size == 1 else 20.0)) == shape(SINGLE)
 
 
 def test_the_rule_stays_where_nothing_is_clearly_faster():
     """A batch of four costs a little more than four times as much; a server's own cost would be more."""
-    assert chosen(lambda _threads, size: 4.0 * size + (size == 4)) == RULE
+    assert shape(chosen(lambda _threads, size: 4.0 * size + (size == 4))) == shape(RULE)
 
 
 def test_a_disturbance_of_one_measurement_changes_nothing():
     """The rule's first run comes while something else has the machine."""
     disturbed = iter([True])
-    assert chosen(lambda _threads, size: 4.0 * size * (10 if next(disturbed, False) else 1)) == RULE
+    plan = chosen(lambda _threads, size: 4.0 * size * (10 if next(disturbed, False) else 1))
+    assert shape(plan) == shape(RULE)
 
 
 def test_a_network_too_slow_to_be_measured_keeps_the_rule():
@@ -85,7 +94,15 @@ def test_a_network_too_slow_to_be_measured_keeps_the_rule():
 
 def test_one_wide_instance_is_chosen_where_it_pays():
     """A run on two threads takes an eighth of one on one."""
-    assert chosen(lambda threads, size: size * (16.0 if threads == 1 else 2.0)).instances == 1
+    plan = chosen(lambda threads, size: size * (16.0 if threads == 1 else 2.0))
+    assert (plan.instances, plan.intra_op_threads, plan.lone_threads) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(("wide_ms", "lone_threads"), [(3.0, 2), (3.8, 1)])
+def test_a_lone_picture_gets_more_threads_where_they_help(wide_ms, lone_threads):
+    """Two threads against 4 ms on one: not for a gain within the noise."""
+    plan = chosen(lambda threads, size: size * (4.0 if threads == 1 else wide_ms))
+    assert plan == replace(RULE, lone_threads=lone_threads)
 
 
 def test_all_instances_are_measured_at_once():
@@ -129,3 +146,39 @@ def test_a_gpu_that_would_not_start_is_told(models, monkeypatch, provider, is_wa
     with structlog.testing.capture_logs() as lines:
         load_model(models / "colours" / "1", settings, metrics=Metrics()).close(20)
     assert any(line["event"].startswith("CUDA would not start") for line in lines) == is_warned
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "lone_threads"),
+    [
+        ({}, None, 2),
+        ({"workers": 2}, None, 1),
+        ({"intra_op_threads": 1}, None, 1),
+        ({}, 2**20, 2),
+        ({}, 2**12, 1),
+    ],
+)
+def test_a_lone_picture_gets_every_core_that_is_its_own(models, monkeypatch, settings, limit, lone_threads):
+    """Not where other processes compute too, somebody said a number, or a second copy of the weights is much."""
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.classifier.memory_limit_bytes", lambda: limit)
+    with structlog.testing.capture_logs() as lines:
+        served = load_model(models / "colours" / "1", ServerSettings(**settings), metrics=Metrics())
+    (ready,) = [line for line in lines if line["event"] == "model ready"]
+    assert ready["lone_threads"] == lone_threads
+    assert served.close(PATIENCE_S)
+
+
+def test_what_answers_lone_pictures_is_proved_too(models, monkeypatch):
+    """A session with other threads that answers otherwise stops the model."""
+
+    def open_other(bundle, *, precision, intra_op_threads):
+        model = open_model(bundle, precision=precision, intra_op_threads=intra_op_threads)
+        right = model.run
+        model.run = lambda images: right(images)._replace(logits=-right(images).logits)
+        return model
+
+    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.classifier.open_model", open_other)
+    with pytest.raises(GoldenError, match="golden picture"):
+        load_model(models / "colours" / "1", ServerSettings(), metrics=Metrics())

@@ -72,7 +72,7 @@ def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
     def with_bad_candidate(folder):
         served = load_model(folder, server.settings, metrics=server.metrics)
         if folder.name == "2":
-            served._batcher._run = run
+            served._batcher._run = served._batcher._run_lone = run
         return served
 
     server = Running(models, load=with_bad_candidate, pin="colours=1", shadow="colours=2:1")

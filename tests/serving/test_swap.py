@@ -48,7 +48,7 @@ def test_requests_under_way_finish_on_the_version_they_began_on(models):
         served = load_model(folder, ServerSettings(instances=1, max_batch=1), metrics=server.metrics)
         if folder.name == "1":
             run = served._batcher._run
-            served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
+            served._batcher._run_lone = served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
         return served
 
     server = Running(models, load=held, keep=1)
