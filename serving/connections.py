@@ -8,7 +8,9 @@ def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        # One connection can fill the queue but not the memory: further calls wait at the client, unsent.
+        # One connection can fill the queue but not the memory: further calls wait at the client, unsent. More than may
+        # queue: else a caller whose calls share a connection waits, or sees UNAVAILABLE, and not a refusal that says
+        # when to come again.
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         # What a call may send before anything is read: with gRPC's 64 KB an everyday picture comes in several turns,
         # each a round trip between two processes' loops (one caller, 140 KB: p50 0.3 to 0.6 ms more).

@@ -60,7 +60,7 @@ class ServerSettings:
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
     max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels
     max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1)] = 64 * 2**20
-    max_concurrent_streams: Annotated[int, _setting("Run so many calls of a connection at once.", low=1)] = 256
+    max_concurrent_streams: Annotated[int, _setting("Run so many calls of a connection at once.", low=1)] = 512
     max_connections: Annotated[int, _setting("Take at most so many connections at each door.", low=1)] = 400
     max_connection_age_s: Annotated[float, _setting("Renew connections after so many s; 0: never.", low=0)] = 600.0
     lame_duck_s: Annotated[float, _setting("Keep answering so many s after SIGTERM.", low=0)] = 0.0

@@ -1,16 +1,18 @@
 """A server whose queue is full: what is refused, and that it is refused unread."""
 
 import contextlib
+import threading
 
 import grpc
 import pytest
 import tiny_bundle
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from running import LIMIT_S, Running, classify, plain_channel
+from running import LIMIT_S, Running, classify, plain_channel, until
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
+from serving.classifier import load_model
 from serving.tokens import new_token
 
 CLASSIFY, INFER = "/classifier.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer"
@@ -49,6 +51,26 @@ def test_a_full_queue_refuses_a_call_before_its_request_is_read(models, method, 
     assert trailers["x-request-id"] == "seven"
     assert error.code().name == "RESOURCE_EXHAUSTED"
     assert error.details().startswith("256 items wait")
+
+
+def test_one_connection_can_fill_the_queue_and_hear_that_it_is_full(models):
+    """What comes beyond is refused while the queue stands still, not held back by the connection."""
+    may_run = threading.Event()
+
+    def held(folder):
+        served = load_model(folder, running.settings, metrics=running.metrics)
+        run = served._batcher._run
+        served._batcher._run = served._batcher._run_lone = lambda rows: (may_run.wait(LIMIT_S), run(rows))[1]
+        return served
+
+    running, request = Running(models, load=held, max_batch=1), pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+    with running, plain_channel(running.address) as channel:
+        call = classifier_pb2_grpc.ClassifierStub(channel).Classify
+        calls = [call.future(request, timeout=LIMIT_S) for _ in range(1 + running.settings.max_queue_images + 20)]
+        until(lambda: sum(one.done() for one in calls) == 20, what="the refusals")
+        assert {one.code().name for one in calls if one.done()} == {"RESOURCE_EXHAUSTED"}
+        may_run.set()
+        assert sum(one.exception(LIMIT_S) is None for one in calls) == len(calls) - 20
 
 
 def test_as_soon_as_there_is_room_calls_are_answered(models):
