@@ -2,8 +2,10 @@
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
 has queued while all instances were busy. What waits is shared out among the idle instances, so that none gets a batch
-while another gets nothing. An item beside which nothing runs and nothing waits goes to `run_lone`, where there is one:
-it has every core to itself. Without prepare threads an instance prepares its own share: no hand-over between the two.
+while another gets nothing. An item beside which nothing runs and nothing waits, as beside the one before it, goes to
+`run_lone`, where there is one: it has every core to itself. Without prepare threads an instance prepares its own share:
+no hand-over between the two.
+
 Every admitted item's future is answered exactly once: with its answer, the error of its preparation or of its batch,
 DeadlineExceededError, or a cancellation.
 
@@ -172,26 +174,26 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._observer.on_drop("deadline")
                 ticket.fail(past_deadline())
             if share.live:
-                with self._occupancy:
-                    self._run_batch(share)
+                self._run_batch(share)
 
     def _run_batch(self, share: Share[Row, Answer]) -> None:
         started = self._clock()
         for item in share.live:
             self._observer.on_wait(started - item.ticket.admitted)
-        tickets, rows = self._rows(share.live)
-        if not tickets:
-            return
-        run_started = self._clock()
-        is_lone = len(rows) == 1 and self._occupancy.is_single and not self._admission.items
-        try:
-            answers = (self._run_lone if is_lone else self._run)(rows)
-            if len(answers) != len(rows):
-                raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this batch's callers
-            for ticket in tickets:
-                ticket.future.set_exception(error)
-            return
+        with self._occupancy:  # up to the answers: the next item may come at once
+            tickets, rows = self._rows(share.live)
+            if not tickets:
+                return
+            run_started = self._clock()
+            is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
+            try:
+                answers = (self._run_lone if is_lone else self._run)(rows)
+                if len(answers) != len(rows):
+                    raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this batch's callers
+                for ticket in tickets:
+                    ticket.future.set_exception(error)
+                return
         done = self._clock()
         self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
         for ticket, answer in zip(tickets, answers, strict=True):

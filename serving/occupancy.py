@@ -1,6 +1,9 @@
-"""How many batches are under way in this process, of all its models: one alone may use every core."""
+"""Whether a batch has the cores to itself: what is under way in this process, of all its models."""
 
 import threading
+from typing import Final
+
+_QUIET: Final = 2  # batches in a row that met no other
 
 
 class Occupancy:
@@ -9,15 +12,20 @@ class Occupancy:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._batches = 0
+        self._alone = 1  # batches in a row that began while no other was under way, and were not joined since
 
     @property
-    def is_single(self) -> bool:
-        """Whether no more than one batch is under way."""
-        return self._batches <= 1
+    def is_quiet(self) -> bool:
+        """Whether the one batch that is under way, and the one before it, met no other.
+
+        One does not tell: of two callers in turn each is alone for a moment, and would be joined in the midst.
+        """
+        return self._batches == 1 and self._alone >= _QUIET
 
     def __enter__(self) -> None:
         """Count a batch in."""
         with self._lock:
+            self._alone = 0 if self._batches else self._alone + 1
             self._batches += 1
 
     def __exit__(self, *_: object) -> None:

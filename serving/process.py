@@ -14,8 +14,8 @@ import structlog
 import uvloop
 
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
 from serving.errors import StartupError
+from serving.loading import load_model
 from serving.memory import bound_heaps, freeze_heap, keep_returning_memory, return_memory
 from serving.metrics import Metrics
 from serving.occupancy import Occupancy

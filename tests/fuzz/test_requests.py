@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from protos import classifier_pb2 as pb
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
+from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.settings import ServerSettings

@@ -11,7 +11,7 @@ import tiny_bundle
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
+from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.settings import ServerSettings

@@ -69,7 +69,7 @@ def test_a_server_under_a_quota_of_half_a_core_plans_for_one(half_a_core, models
         "import sys\n"
         "from pathlib import Path\n"
         "from serving.cgroups import usable_cores\n"
-        "from serving.classifier import load_model\n"
+        "from serving.loading import load_model\n"
         "from serving.metrics import Metrics\n"
         "from serving.settings import ServerSettings\n"
         "folder = Path(sys.argv[1])\n"

@@ -23,8 +23,8 @@ from serving.access import is_loopback
 from serving.catalogue import Catalogue
 from serving.channel import OPEN as NOTHING
 from serving.channel import Access
-from serving.classifier import load_model
 from serving.errors import ClientError, SettingsError, StartupError
+from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.settings import ServerSettings

@@ -14,8 +14,8 @@ from test_process import port, process
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.classifier import load_model
 from serving.client import Client
+from serving.loading import load_model
 
 BALANCED = json.dumps(
     {

@@ -8,9 +8,9 @@ import tiny_bundle
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
 from serving.dispatcher import Dispatcher
 from serving.errors import DeadlineExceededError, QueueFullError, UnknownModelError
+from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.observer import Observer
 from serving.settings import ServerSettings

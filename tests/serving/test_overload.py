@@ -12,7 +12,7 @@ from running import LIMIT_S, Running, classify, plain_channel, until
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.classifier import load_model
+from serving.loading import load_model
 from serving.tokens import new_token
 
 CLASSIFY, INFER = "/classifier.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer"

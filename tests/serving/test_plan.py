@@ -8,7 +8,7 @@ import structlog
 
 from bundle.errors import GoldenError
 from bundle.runtime import open_model
-from serving.classifier import batch_sizes, load_model
+from serving.loading import batch_sizes, load_model
 from serving.metrics import Metrics
 from serving.plan import Plan, make_plan
 from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
 @pytest.mark.parametrize(("provider", "is_warned"), [("auto", True), ("cpu", False)])
 def test_a_gpu_that_would_not_start_is_told(models, monkeypatch, provider, is_warned):
     """`auto` serves on the CPU then: right, and perhaps fifty times slower than its operator believes."""
-    monkeypatch.setattr("serving.classifier.has_cuda", lambda: True)
+    monkeypatch.setattr("serving.loading.has_cuda", lambda: True)
     settings = ServerSettings(http_address="off", instances=1, provider=provider)
     with structlog.testing.capture_logs() as lines:
         load_model(models / "colours" / "1", settings, metrics=Metrics()).close(20)
@@ -160,8 +160,8 @@ def test_a_gpu_that_would_not_start_is_told(models, monkeypatch, provider, is_wa
 )
 def test_a_lone_picture_gets_every_core_that_is_its_own(models, monkeypatch, settings, limit, lone_threads):
     """Not where other processes compute too, somebody said a number, or a second copy of the weights is much."""
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 2)
-    monkeypatch.setattr("serving.classifier.memory_limit_bytes", lambda: limit)
+    monkeypatch.setattr("serving.loading.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.loading.memory_limit_bytes", lambda: limit)
     with structlog.testing.capture_logs() as lines:
         served = load_model(models / "colours" / "1", ServerSettings(**settings), metrics=Metrics())
     (ready,) = [line for line in lines if line["event"] == "model ready"]
@@ -178,7 +178,7 @@ def test_what_answers_lone_pictures_is_proved_too(models, monkeypatch):
         model.run = lambda images: right(images)._replace(logits=-right(images).logits)
         return model
 
-    monkeypatch.setattr("serving.classifier.usable_cores", lambda: 2)
-    monkeypatch.setattr("serving.classifier.open_model", open_other)
+    monkeypatch.setattr("serving.loading.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.loading.open_model", open_other)
     with pytest.raises(GoldenError, match="golden picture"):
         load_model(models / "colours" / "1", ServerSettings(), metrics=Metrics())

@@ -16,8 +16,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
 from serving.errors import QueueFullError
+from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.service import in_order

@@ -7,7 +7,7 @@ import pytest
 import tiny_bundle
 from running import LIMIT_S, Running, classify, load, plain_channel, until
 
-from serving.classifier import load_model
+from serving.loading import load_model
 from serving.shadow import mean_difference
 
 LABELS = {"model": "colours", "version": "2"}

@@ -13,10 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import LIMIT_S, Running, classify, load, plain_channel, until
 
 from bundle.repository import versions
-from serving.classifier import load_model
 from serving.client import Client
 from serving.dispatcher import Dispatcher
 from serving.errors import SettingsError, StartupError
+from serving.loading import load_model
 from serving.settings import ServerSettings
 
 

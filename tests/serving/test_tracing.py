@@ -17,7 +17,7 @@ from test_process import ENVIRONMENT, refusal
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
-from serving.classifier import load_model
+from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.tracing import OpenTelemetry
