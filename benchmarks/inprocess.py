@@ -52,17 +52,22 @@ def main(
     batch: int = 1,
     seconds: float = 4.0,
     variant: str = "fp32",
+    intra_op_threads: int = 1,
 ) -> None:
     """Measure one recipe."""
     bundle, data = load_bundle(model), [path.read_bytes() for path in pictures]
-    makers = {"ceiling": lambda: ceiling(bundle, variant), "plain": lambda: plain(bundle)}
+    makers = {
+        "ceiling": lambda: ceiling(bundle, variant, intra_op_threads=intra_op_threads),
+        "plain": lambda: plain(bundle),
+    }
     figures = measure(makers[recipe], data, threads=threads, batch=batch, seconds=seconds)
     typer.echo(json.dumps(asdict(figures)))
 
 
-def ceiling(bundle: Bundle, variant: str) -> Recipe:
+def ceiling(bundle: Bundle, variant: str, *, intra_op_threads: int = 1) -> Recipe:
     """Return our own steps."""
-    spec, model = bundle.manifest.contract.preprocess, open_model(bundle, precision=variant)
+    spec = bundle.manifest.contract.preprocess
+    model = open_model(bundle, precision=variant, intra_op_threads=intra_op_threads)
     return lambda batch: model.run(np.stack([load_input(data, spec) for data in batch])).logits
 
 
