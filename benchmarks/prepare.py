@@ -4,6 +4,7 @@ Without DATA, made-up photographs; without MODEL, a linear probe on DATA, export
 place.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def _fitted(data: Path) -> Path:
     name, models = "bench-" + data.name, PLACE / "models"
     if not versions(models, name):
         run = PLACE / "runs" / name
+        shutil.rmtree(run, ignore_errors=True)  # of a fit or an export that was interrupted
         trainer = Path(sys.executable).parent / "trainer"
         commands = (["fit", data, "--out", run, "--epochs", "0"], ["export", run, "--to", models, "--name", name])
         for command in commands:

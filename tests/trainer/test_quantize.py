@@ -85,13 +85,14 @@ def look(pictures: tuple[Picture, ...], tmp_path: Path) -> Callable[..., Found]:
 
 
 def test_int8_is_kept_where_it_is_as_right_and_faster(look: Callable[..., Found], tmp_path: Path) -> None:
-    """All six recipes stand in the table, one of them is kept, and fp32 is the first line."""
+    """All eight recipes stand in the table, one of them is kept, and fp32 is the first line."""
     found = look()
     first, *others = found.candidates
     assert found.is_kept
     assert "2.00 times as fast as fp32" in found.reason
     assert (first.name, first.verdict, first.agreement, first.accuracy.value) == ("fp32", "reference", 1.0, 1.0)
-    assert len(others) == 6
+    assert len(others) == 8
+    assert sum("1 block float" in row.name for row in others) == 2
     assert [row.verdict for row in others].count("kept") == 1
     assert {row.latency_ms for row in others} == {1.0}
     assert (tmp_path / "int8.onnx").stat().st_size in {row.size_bytes for row in others if row.verdict == "kept"}
@@ -124,7 +125,7 @@ def test_slow_int8_is_refused(look: Callable[..., Found], tmp_path: Path) -> Non
     assert not found.is_kept
     assert "1.05 times fp32's speed at batch 1, wanted 1.1" in found.reason
     assert not (tmp_path / "int8.onnx").exists()
-    assert len(found.candidates) == 7
+    assert len(found.candidates) == 9
 
 
 def test_int8_that_errs_is_refused(look: Callable[..., Found], tmp_path: Path) -> None:
