@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wrong.
 """
 
-import asyncio
 import json
 import math
 import sys
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import grpc
 import typer
+import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.table import Table
@@ -116,7 +116,7 @@ def bench(
         seed=seed,
     )
     freeze_heap()  # or the search for cycles would count as the server's latency
-    measured = asyncio.run(benchmark.measure(_read(images), load))
+    measured = uvloop.run(benchmark.measure(_read(images), load))
     _print_json(_without_nan(asdict(measured))) if as_json else _print_measurement(measured)
     if measured.errors:
         raise typer.Exit(1)
