@@ -78,10 +78,12 @@ def open_model(
     precision: Choice = "fp32",
     provider: Provider = "cpu",
     intra_op_threads: int = 1,
+    spins: bool = False,
     cuda_memory_mb: int = CUDA_MEMORY_MB,
 ) -> OnnxModel:
     """Check a variant's hash and metadata, and open it. "auto" takes int8 on a CPU, fp16 on CUDA, else fp32.
 
+    `spins`: on a CPU the threads of a run do not sleep between its steps, which pays where the cores would idle.
     `cuda_memory_mb` bounds what the session's arena takes of a GPU; cuDNN's own workspace and the memory of `reserve`
     (19 MB for batches of up to 64 pictures of 224 px) come on top.
     Raises BundleError for a file that is not what the manifest says, ProviderError for a missing provider.
@@ -95,7 +97,7 @@ def open_model(
             if provider == "cuda":
                 raise  # else: an onnxruntime with CUDA, on a machine without
     variant = _chosen(bundle.manifest, precision, preferred="int8")
-    return _open_variant(bundle, variant, providers=[(_CPU, {})], intra_op_threads=intra_op_threads)
+    return _open_variant(bundle, variant, providers=[(_CPU, {})], intra_op_threads=intra_op_threads, spins=spins)
 
 
 def _open_on_cuda(bundle: Bundle, variant: Variant, *, providers: Providers, intra_op_threads: int) -> OnnxModel:
@@ -108,10 +110,12 @@ def _open_on_cuda(bundle: Bundle, variant: Variant, *, providers: Providers, int
     return model
 
 
-def _open_variant(bundle: Bundle, variant: Variant, *, providers: Providers, intra_op_threads: int) -> OnnxModel:
+def _open_variant(
+    bundle: Bundle, variant: Variant, *, providers: Providers, intra_op_threads: int, spins: bool = False
+) -> OnnxModel:
     data = bundle.read(variant.file, variant.sha256)
     path = bundle.folder / variant.file
-    session = open_session(data, path, providers=providers, intra_op_threads=intra_op_threads)
+    session = open_session(data, path, providers=providers, intra_op_threads=intra_op_threads, spins=spins)
     contract = bundle.manifest.contract
     check_embedded(contract, session.get_modelmeta().custom_metadata_map.get(CONTRACT_KEY), source=str(path))
     _check_ends(session, path, crop_px=contract.preprocess.crop_px, class_count=len(contract.labels))
@@ -119,16 +123,17 @@ def _open_variant(bundle: Bundle, variant: Variant, *, providers: Providers, int
 
 
 def open_session(
-    data: bytes, path: Path, *, intra_op_threads: int, providers: Providers = ((_CPU, {}),)
+    data: bytes, path: Path, *, intra_op_threads: int, providers: Providers = ((_CPU, {}),), spins: bool = False
 ) -> ort.InferenceSession:
     """Open an ONNX file's bytes; `path` names it in errors. Raises BundleError or ProviderError."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only: warnings about graph initialisers are for exporters
-    # Threads of a wide run spin between its steps (5.3 for 5.8 ms, INT8 2.9 for 4.8, Lite0, two cores), not after it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(intra_op_threads > 1)))
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # One picture on two threads, Lite0: fp32 5.3 ms with spinning for 5.8 without, INT8 2.9 for 4.8. Else idle threads
+    # leave the cores to decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # at the end of a run
     wants_cuda = providers[0][0] == _CUDA
     if wants_cuda:
         _find_cuda_libraries()
@@ -138,6 +143,8 @@ def open_session(
         if wants_cuda:
             raise ProviderError(f"{path}: CUDA would not start: {error}") from error
         raise BundleError(f"{path}: onnxruntime cannot open it: {error}; export the bundle again") from error
+    # onnxruntime keeps the file (1.32: InferenceSession._model_bytes) for a later change of providers, which nothing
+    # here makes: 15 MB of fp32 Lite0.
     session._model_bytes = None
     return session
 

@@ -32,6 +32,7 @@ class Admission:
         self.items = 0
         self.size_bytes = 0
         self._pace_s = 0.0  # of an instance an item, moving mean
+        self._is_guessed = False
 
     def enter(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
         """Count items in; raises what `check` raises."""
@@ -70,6 +71,11 @@ class Admission:
         self.items -= 1
         self.size_bytes -= size_bytes
 
-    def note_pace(self, seconds: float) -> None:
-        """Hear how many seconds an instance took for an item of its newest batch."""
+    def note_pace(self, seconds: float, *, is_guess: bool = False) -> None:
+        """Hear how many seconds an instance took for an item of its newest batch; a guess counts until one is known."""
+        if is_guess and not self._is_guessed and self._pace_s:
+            return
+        if self._is_guessed:
+            self._pace_s = 0.0
+        self._is_guessed = is_guess
         self._pace_s += _PACE_WEIGHT * (seconds - self._pace_s) if self._pace_s else seconds

@@ -2,9 +2,9 @@
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
 has queued while all instances were busy. What waits is shared out among the idle instances, so that none gets a batch
-while another gets nothing. An item beside which nothing runs and nothing waits, as beside the one before it, goes to
-`run_lone`, where there is one: it has every core to itself. Without prepare threads an instance prepares its own share:
-no hand-over between the two.
+while another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the
+two. Where there is a `run_lone`, a single item goes there while no other batch is under way and nothing waits, if that
+was so with the batch before it too: it has every core to itself.
 
 Every admitted item's future is answered exactly once: with its answer, the error of its preparation or of its batch,
 DeadlineExceededError, or a cancellation.
@@ -12,17 +12,17 @@ DeadlineExceededError, or a cancellation.
 Knows nothing of pictures, models or the network.
 """
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
 from serving.errors import NotReadyError
+from serving.niceness import give_way
 from serving.observer import Observer
 from serving.occupancy import Occupancy
 from serving.ticket import Ticket, past_deadline
@@ -31,7 +31,6 @@ from serving.waiting import Item, Share, Waiting
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
-_NICENESS: Final = 10  # the threads that compute give way to the one that talks
 
 
 class Batcher(Generic[Payload, Row, Answer]):
@@ -53,7 +52,7 @@ class Batcher(Generic[Payload, Row, Answer]):
     ) -> None:
         self._prepare = prepare
         self._run = run
-        self._run_lone = run_lone or run
+        self._run_lone = run_lone
         self._occupancy = occupancy or Occupancy()
         self._limits = limits
         self._clock = clock
@@ -180,14 +179,15 @@ class Batcher(Generic[Payload, Row, Answer]):
         started = self._clock()
         for item in share.live:
             self._observer.on_wait(started - item.ticket.admitted)
-        with self._occupancy:  # up to the answers: the next item may come at once
+        with self._occupancy:  # not while it is answered: the next item may come at once
             tickets, rows = self._rows(share.live)
             if not tickets:
                 return
             run_started = self._clock()
             is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
+            run = self._run_lone if self._run_lone and is_lone else self._run
             try:
-                answers = (self._run_lone if is_lone else self._run)(rows)
+                answers = run(rows)
                 if len(answers) != len(rows):
                     raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
             except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this batch's callers
@@ -198,9 +198,8 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
-        if not is_lone:  # the pace at which a queue moves is that of batches side by side
-            with self._lock:
-                self._admission.note_pace((done - started) / len(rows))
+        with self._lock:  # a queue moves at the pace of batches side by side
+            self._admission.note_pace((done - started) / len(rows), is_guess=run is self._run_lone)
 
     def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
@@ -242,9 +241,7 @@ class Batcher(Generic[Payload, Row, Answer]):
 
 
 def _work(loop: Callable[[], None]) -> None:
-    """Run a thread's loop at a lower priority: at twice capacity a refusal then takes 11 ms for 53 (busy machine)."""
-    if hasattr(os, "SCHED_OTHER"):  # on Linux a thread has a niceness of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
+    give_way()
     loop()
 
 

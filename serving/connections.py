@@ -11,7 +11,7 @@ def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
         # One connection can fill the queue but not the memory: further calls wait at the client, unsent. More than may
         # queue: else a caller whose calls share a connection waits, or sees UNAVAILABLE, and not a refusal that says
         # when to come again.
-        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.max_concurrent_streams", settings.calls_per_connection),
         # What a call may send before anything is read: with gRPC's 64 KB an everyday picture comes in several turns,
         # each a round trip between two processes' loops (one caller, 140 KB: p50 0.3 to 0.6 ms more).
         ("grpc.http2.lookahead_bytes", 2**18),

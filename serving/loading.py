@@ -1,6 +1,11 @@
-"""From a model's folder to a model that answers: checked, proved, planned, warmed, started."""
+"""From a model's folder to a model that answers: checked, proved, planned, warmed, started.
 
-from dataclasses import replace
+Called by the catalogue, off the event loop. What happens to the model afterwards is the catalogue's business.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,6 +21,7 @@ from serving.batcher import Batcher
 from serving.cgroups import memory_limit_bytes, usable_cores
 from serving.classifier import PictureBatcher, ServedModel
 from serving.metrics import Metrics, ModelMetrics
+from serving.niceness import give_way
 from serving.occupancy import Occupancy
 from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
@@ -49,30 +55,14 @@ def load_model(
         intra_op_threads=settings.intra_op_threads or 1,
         cuda_memory_mb=settings.cuda_memory_mb,
     )
-    model = proved.model
     if proved.refused:
         log.warning("variant refused, serving fp32", reason=proved.refused)
-    if settings.provider == "auto" and model.provider == "cpu" and has_cuda():
+    if settings.provider == "auto" and proved.model.provider == "cpu" and has_cuda():
         log.warning("CUDA would not start, serving on the CPU; its reason stands above, from onnxruntime")
-    cores = usable_cores()
-    plan = make_plan(
-        cores=cores,
-        provider=model.provider,
-        precision=model.variant.precision,
-        instances=settings.instances,
-        intra_op_threads=settings.intra_op_threads,
-        decode_threads=settings.decode_threads,
-        max_batch=settings.max_batch,
-    )
-    if planner is not None and settings.plans_itself and model.provider == "cpu":
-        plan = planner.plan(plan, model, cores=cores)
-        if plan.intra_op_threads != 1:
-            model = _reopened(model, intra_op_threads=plan.intra_op_threads)
+    model, plan = _planned(proved.model, settings, planner)
+    lone = _lone(model, plan)
     contract = model.bundle.manifest.contract
     model_metrics = metrics.model(contract.name, contract.version)
-    if settings.workers > 1 or not _has_room_twice(model):  # other processes use the cores too
-        plan = replace(plan, lone_threads=plan.intra_op_threads)
-    lone = model if plan.lone_threads == plan.intra_op_threads else _reopened(model, intra_op_threads=plan.lone_threads)
     batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
@@ -84,7 +74,7 @@ def load_model(
         precision=served.precision,
         instances=plan.instances,
         intra_op_threads=plan.intra_op_threads,
-        lone_threads=plan.lone_threads,
+        lone_threads=plan.lone_threads if lone else plan.intra_op_threads,
         decode_threads=plan.decode_threads,
         max_batch=plan.max_batch,
         golden_difference=f"{proved.difference:.1e}",
@@ -92,17 +82,48 @@ def load_model(
     return served
 
 
-def _reopened(model: OnnxModel, *, intra_op_threads: int) -> OnnxModel:
-    """Open the same variant on the CPU with other threads; what serves is what was proved."""
-    opened = open_model(model.bundle, precision=model.variant.precision, intra_op_threads=intra_op_threads)
+def _planned(model: OnnxModel, settings: ServerSettings, planner: Planner | None) -> tuple[OnnxModel, Plan]:
+    """Return the plan, and the model opened as it says."""
+    cores = usable_cores()
+    plan = make_plan(
+        cores=cores,
+        provider=model.provider,
+        precision=model.variant.precision,
+        instances=settings.instances,
+        intra_op_threads=settings.intra_op_threads,
+        decode_threads=settings.decode_threads,
+        max_batch=settings.max_batch,
+    )
+    if planner is None or not settings.plans_itself or model.provider != "cpu":
+        return model, plan
+    plan = planner.plan(plan, model, cores=cores)
+    return (model if plan.intra_op_threads == 1 else _reopened(model, plan.intra_op_threads)), plan
+
+
+def _lone(model: OnnxModel, plan: Plan) -> OnnxModel | None:
+    """Open what runs a picture that has the cores to itself; None where that is no other, or is not to be had."""
+    if plan.lone_threads == plan.intra_op_threads or not _has_room_twice(model):
+        return None
+    try:
+        return _reopened(model, plan.lone_threads, spins=True)
+    except BundleError as error:
+        log.warning("a lone picture gets no more threads: with them it is answered otherwise", reason=str(error))
+        return None
+
+
+def _reopened(model: OnnxModel, intra_op_threads: int, *, spins: bool = False) -> OnnxModel:
+    """Open the same variant on the CPU with other threads, which give way; what serves is what was proved."""
+    opening = partial(open_model, model.bundle, precision=model.variant.precision)
+    with ThreadPoolExecutor(1, initializer=give_way) as thread:
+        opened = thread.submit(opening, intra_op_threads=intra_op_threads, spins=spins).result()
     golden.replay(opened)
     return opened
 
 
 def _has_room_twice(model: OnnxModel) -> bool:
-    """Say whether a second copy of the weights is nothing beside the memory limit: at most a thirty-second of it."""
-    limit = memory_limit_bytes()
-    return limit is None or (model.bundle.folder / model.variant.file).stat().st_size <= limit // 32
+    """Say whether a second session is little beside the memory limit: some 2.2 times the file (Lite0), at most 7 %."""
+    limit = memory_limit_bytes() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return (model.bundle.folder / model.variant.file).stat().st_size <= limit // 32
 
 
 def _load_bundle(folder: Path, settings: ServerSettings) -> Bundle:
@@ -129,7 +150,7 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 def _batcher(
     model: OnnxModel,
-    lone: OnnxModel,
+    lone: OnnxModel | None,
     settings: ServerSettings,
     *,
     plan: Plan,
@@ -139,7 +160,8 @@ def _batcher(
     """Warm every batch size; return the batcher, not yet started."""
     sizes = batch_sizes(plan.max_batch)
     model.reserve(sizes)
-    lone.reserve(sizes[:1])
+    if lone:
+        lone.reserve(sizes[:1])
     limits = BatcherLimits(
         instances=plan.instances,
         prepare_threads=plan.decode_threads,
@@ -150,7 +172,6 @@ def _batcher(
         max_queue_ms=settings.max_queue_ms,
     )
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-    steps = PictureSteps(model, decode_limits, metrics=metrics, lone=lone)
-    return Batcher(
-        steps.prepare, steps.run, limits=limits, observer=metrics, run_lone=steps.run_lone, occupancy=occupancy
-    )
+    steps = PictureSteps(model, decode_limits, metrics=metrics)
+    run_lone = PictureSteps(lone, decode_limits, metrics=metrics).run if lone else None
+    return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics, run_lone=run_lone, occupancy=occupancy)

@@ -16,9 +16,9 @@ class Occupancy:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the one batch that is under way, and the one before it, met no other.
+        """Whether a single batch is under way, and neither it nor the one before it has met another.
 
-        One does not tell: of two callers in turn each is alone for a moment, and would be joined in the midst.
+        One is not enough: each of two callers is alone now and then, and would be joined in the midst.
         """
         return self._batches == 1 and self._alone >= _QUIET
 

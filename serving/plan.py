@@ -52,7 +52,7 @@ def make_plan(
     """Return the plan for a provider ("cpu" or "cuda"); numbers other than 0 are taken as they are."""
     on_cpu = _MAX_BATCH_INT8 if precision == "int8" else _MAX_BATCH_CPU
     max_batch = max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else on_cpu)
-    lone_threads = intra_op_threads or (1 if provider == "cuda" else min(cores, _MAX_LONE_THREADS))
+    lone_threads = intra_op_threads or (1 if provider == "cuda" else min(instances or cores, cores, _MAX_LONE_THREADS))
     intra_op_threads = intra_op_threads or 1
     has_spare = precision == "int8" and cores > 1 and max_batch > 1 and intra_op_threads == 1
     return Plan(

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +27,10 @@ from serving.plan import Plan
 Run = Callable[[int], object]  # runs a batch of so many pictures
 SECONDS: Final = 0.06  # of measuring a plan once
 BUDGET_S: Final = 0.6  # for all of them; a network that needs longer keeps the rule's plan
-LONE: Final = 1.15  # times as fast as on one thread, or a lone picture does not get more
+LONE: Final = 1.15  # times as fast as one picture on one thread, or a lone one does not get more threads
 # Times as fast as the rule's plan, or that stays, for what a server does besides:
 SINGLY: Final = 1.15  # it hands over, counts and answers each picture for itself: see `plan`
-WIDE: Final = 1.3  # all cores but one idle while it decodes: 223 for 285 pictures/s at equal inference (INT8)
+WIDE: Final = 1.3  # all cores but one idle while it decodes: 223 for 285 pictures/s of about equal inference (INT8)
 
 log = structlog.get_logger(__name__)
 
@@ -55,33 +56,34 @@ def pictures_per_s(run: Run, plan: Plan, *, seconds: float = SECONDS) -> float:
 
 def search_plan(
     rule: Plan,
-    open_run: Callable[[int], Run],
+    open_run: Callable[[int, bool], Run],
     *,
     cores: int,
     measure: Callable[[Run, Plan], float] = pictures_per_s,
     clock: Callable[[], float] = time.monotonic,
 ) -> Plan:
-    """Return the fastest of a few plans; `open_run` takes intra-op threads and returns what runs a batch.
+    """Return the fastest of a few plans; `open_run` takes intra-op threads, and whether they may spin.
 
     Beside the rule's plan: one picture at a time, and one instance that uses every core, with and without batches. Each
     counts as fast as it was at best: what else the machine does makes a plan slower, never faster. What a lone picture
-    would gain is measured too.
+    gains by more threads is measured beside them.
     """
-    singly = replace(rule, instances=cores, max_batch=1)
-    lone = replace(rule, instances=1, intra_op_threads=rule.lone_threads, max_batch=1)
     wide = replace(rule, instances=1, intra_op_threads=cores)
-    plans = list(dict.fromkeys((rule, singly, lone, wide, replace(wide, max_batch=1))))
+    plans = dict.fromkeys((rule, replace(rule, instances=cores, max_batch=1), wide, replace(wide, max_batch=1)))
+    bare = replace(rule, instances=1, max_batch=1)
+    lone = replace(bare, intra_op_threads=rule.lone_threads)
+    tasks = [*((plan, False) for plan in plans), (bare, False), (lone, True)]  # and whether threads may spin
     until = clock() + BUDGET_S
-    runs: dict[int, Run] = {}
-    rates = dict.fromkeys(plans, 0.0)
-    for plan in plans * 2:
+    runs: dict[tuple[int, bool], Run] = {}
+    rates = dict.fromkeys(tasks, 0.0)
+    for plan, spins in [*rates] * 2:
         if clock() < until:
-            threads = plan.intra_op_threads
-            runs[threads] = runs.get(threads) or open_run(threads)
-            rates[plan] = max(rates[plan], measure(runs[threads], plan))
-    log.debug("plans measured", plans=[asdict(plan) | {"rate": rate} for plan, rate in rates.items()])
-    best = max(plans, key=lambda plan: rates[plan] / _handicap(plan, rule))
-    is_slow = 0 < rates[lone] < LONE * rates[singly] / cores
+            kind = plan.intra_op_threads, spins
+            runs[kind] = runs.get(kind) or open_run(*kind)
+            rates[plan, spins] = max(rates[plan, spins], measure(runs[kind], plan))
+    log.debug("plans measured", plans=[asdict(plan) | {"rate": rate} for (plan, _), rate in rates.items()])
+    best = max(plans, key=lambda plan: rates[plan, False] / _handicap(plan, rule))
+    is_slow = 0 < rates[lone, True] < LONE * rates[bare, False]
     return replace(best, lone_threads=best.intra_op_threads) if is_slow or best.intra_op_threads > 1 else best
 
 
@@ -140,19 +142,20 @@ class Planner:
         """Return the plan for a model on a CPU, measured, remembered, or that of an earlier version."""
         contract = model.bundle.manifest.contract
         if contract.name not in self._by_name:
-            rules = f"rule {rule.instances} x {rule.max_batch}"
+            rules = f"rule {rule.instances} x {rule.max_batch}, lone {rule.lone_threads}"
             key = (model.bundle.digest, model.variant.precision, *machine(cores, onnxruntime.__version__), rules)
             plan = self._cache.get(key)
             if plan is None:
-                plan = search_plan(rule, lambda threads: _open_run(model, threads), cores=cores)
+                plan = search_plan(rule, partial(_open_run, model), cores=cores)
                 self._cache.put(key, plan)
             self._by_name[contract.name] = plan
         return self._by_name[contract.name]
 
 
-def _open_run(model: OnnxModel, threads: int) -> Run:
+def _open_run(model: OnnxModel, threads: int, spins: bool) -> Run:
     side = model.bundle.manifest.contract.preprocess.crop_px
-    opened = open_model(model.bundle, precision=model.variant.precision, provider="cpu", intra_op_threads=threads)
+    precision = model.variant.precision
+    opened = open_model(model.bundle, precision=precision, provider="cpu", intra_op_threads=threads, spins=spins)
     return lambda size: opened.run(np.zeros((size, side, side, 3), dtype=np.uint8))
 
 

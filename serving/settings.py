@@ -49,7 +49,7 @@ class ServerSettings:
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
     workers: Annotated[int, _setting("Run so many processes behind one address.", low=1)] = 1
     instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
-    intra_op_threads: Annotated[int, _setting("Use so many threads inside one batch; 0: as planned.", low=0)] = 0
+    intra_op_threads: Annotated[int, _setting("Use so many threads inside any batch; 0: as planned.", low=0)] = 0
     decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
     max_batch: Annotated[int, _setting("Run at most so many images together; 0: as planned, 32 on CUDA.", low=0)] = 0
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0
@@ -60,7 +60,7 @@ class ServerSettings:
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
     max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels
     max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1)] = 64 * 2**20
-    max_concurrent_streams: Annotated[int, _setting("Run so many calls of a connection at once.", low=1)] = 512
+    max_concurrent_streams: Annotated[int, _setting("Run so many calls a connection; 0: twice what queues.", low=0)] = 0
     max_connections: Annotated[int, _setting("Take at most so many connections at each door.", low=1)] = 400
     max_connection_age_s: Annotated[float, _setting("Renew connections after so many s; 0: never.", low=0)] = 600.0
     lame_duck_s: Annotated[float, _setting("Keep answering so many s after SIGTERM.", low=0)] = 0.0
@@ -74,6 +74,11 @@ class ServerSettings:
         limit = memory_limit_bytes()
         allowed = self.max_queue_bytes if limit is None else min(self.max_queue_bytes, limit // 4)
         return max(allowed, self.max_message_bytes)
+
+    @property
+    def calls_per_connection(self) -> int:
+        """How many calls of a connection run at once: by default more than may queue, see `connections`."""
+        return self.max_concurrent_streams or 2 * self.max_queue_images
 
     @property
     def plans_itself(self) -> bool:

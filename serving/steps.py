@@ -40,14 +40,10 @@ class Job(NamedTuple):
 
 
 class PictureSteps:
-    """The two steps of one model. Called from several threads at once.
+    """The two steps of one model. Called from several threads at once."""
 
-    `lone` is the same model with more threads inside a run.
-    """
-
-    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics, lone: OnnxModel) -> None:
+    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics) -> None:
         self._model = model
-        self._lone = lone
         self._contract = model.bundle.manifest.contract
         self._limits = limits
         self._metrics = metrics
@@ -78,17 +74,10 @@ class PictureSteps:
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
         """Return a verdict on each picture."""
-        return self._verdicts(jobs, self._model)
-
-    def run_lone(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
-        """Do the same, where nothing else runs."""
-        return self._verdicts(jobs, self._lone)
-
-    def _verdicts(self, jobs: Sequence[Job], model: OnnxModel) -> Sequence[Verdict]:
         start_ns = time.time_ns()
         pictures = np.stack([np.asarray(job.image) for job in jobs])
         started = time.perf_counter()
-        output = model.run(pictures)
+        output = self._model.run(pictures)
         inference_s = time.perf_counter() - started
         rows = probabilities(output.logits, temperature=self._contract.temperature)
         unknown_below = self._contract.unknown_below

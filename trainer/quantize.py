@@ -73,7 +73,8 @@ class Recipe:
         """Short enough for a table."""
         grain = "per channel" if self.per_channel else "per tensor"
         count = len(self.float_blocks)
-        kept = f", {count} block{'s' * (count > 1)} float" if count else ""
+        blocks = "first block" if self.float_blocks == (0,) else f"{count} block{'s' * (count > 1)}"
+        kept = f", {blocks} float" if count else ""
         return f"{self.method} {grain}{kept}"
 
 

@@ -155,6 +155,15 @@ def test_a_model_with_another_text_for_a_contract_is_refused(tiny: Bundle):
         open_model(forge(tiny, graph(tiny.manifest.contract, embedded="{}")))
 
 
+@pytest.mark.parametrize("spins", [False, True])
+def test_threads_spin_only_where_it_is_asked_for(tiny: Bundle, spins: bool):
+    """And never beyond a run."""
+    data = tiny.read("model.onnx", tiny.manifest.variant("fp32").sha256)
+    options = open_session(data, Path("model.onnx"), intra_op_threads=2, spins=spins).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spins))
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_the_file_is_not_kept_in_memory_beside_the_session(tiny: Bundle):
     """Two references: ours, and getrefcount's own."""
     data = tiny.read("model.onnx", tiny.manifest.variant("fp32").sha256)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.admission import BatcherLimits
+from serving.admission import Admission, BatcherLimits
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
 from serving.occupancy import Occupancy
@@ -231,6 +231,42 @@ def test_an_item_behind_which_others_wait_has_not_the_cores_to_itself():
     assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (2, 4)
     assert batcher.close(PATIENCE_S)
     assert (gate.batches, lone.batches) == ([[1]], [[2]])
+
+
+def test_lone_items_tell_how_long_a_queue_may_take():
+    """Until a batch does: after one of half a second, six that wait are three seconds, and one is allowed."""
+    gate, now = Gate(), [0.0]
+
+    def run_lone(rows):
+        now[0] += 0.5
+        return [2 * row for row in rows]
+
+    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1, 2, 4))
+    batcher = Batcher(prepare, gate.run, limits=limits, clock=lambda: now[0], run_lone=run_lone)
+    batcher.start()
+    assert submit(batcher, 1)[0].result(PATIENCE_S) == 2
+    while not batcher._admission._pace_s:  # noted after the answer
+        threading.Event().wait(0.001)
+    waiting = submit(batcher, *[2] * 10)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    with pytest.raises(QueueFullError, match="6 items wait, for about 3000 ms"):
+        submit(batcher, 4)
+    gate.opened.set()
+    assert [future.result(PATIENCE_S) for future in waiting] == [4] * 10
+    assert batcher.close(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("paces", "wait_ms"), [([(0.5, True)], 500), ([(0.5, True), (0.9, False)], 900), ([(0.9, False), (0.5, True)], 900)]
+)
+def test_a_guessed_pace_gives_way_to_a_known_one(paces, wait_ms):
+    """A lone run has every core; it says nothing once a batch beside others was timed."""
+    admission = Admission(BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1,), max_queue_ms=100))
+    for seconds, is_guess in paces:
+        admission.note_pace(seconds, is_guess=is_guess)
+    admission.enter(1, 0, time_left_s=None)
+    with pytest.raises(QueueFullError, match=f"for about {wait_ms} ms"):
+        admission.check(1, 0, time_left_s=None)
 
 
 def test_items_that_queued_while_busy_leave_as_one_batch():

@@ -55,18 +55,26 @@ def test_a_full_queue_refuses_a_call_before_its_request_is_read(models, method, 
 
 def test_one_connection_can_fill_the_queue_and_hear_that_it_is_full(models):
     """What comes beyond is refused while the queue stands still, not held back by the connection."""
-    may_run = threading.Event()
+    is_running, may_run = threading.Event(), threading.Event()
 
     def held(folder):
         served = load_model(folder, running.settings, metrics=running.metrics)
         run = served._batcher._run
-        served._batcher._run = served._batcher._run_lone = lambda rows: (may_run.wait(LIMIT_S), run(rows))[1]
+
+        def wait(rows):
+            is_running.set()
+            may_run.wait(LIMIT_S)
+            return run(rows)
+
+        served._batcher._run = served._batcher._run_lone = wait
         return served
 
     running, request = Running(models, load=held, max_batch=1), pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
     with running, plain_channel(running.address) as channel:
         call = classifier_pb2_grpc.ClassifierStub(channel).Classify
-        calls = [call.future(request, timeout=LIMIT_S) for _ in range(1 + running.settings.max_queue_images + 20)]
+        calls = [call.future(request, timeout=LIMIT_S)]
+        until(lambda: is_running.is_set(), what="the first run")
+        calls += [call.future(request, timeout=LIMIT_S) for _ in range(running.settings.max_queue_images + 20)]
         until(lambda: sum(one.done() for one in calls) == 20, what="the refusals")
         assert {one.code().name for one in calls if one.done()} == {"RESOURCE_EXHAUSTED"}
         may_run.set()
