@@ -11,7 +11,9 @@ import os
 import platform
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,6 @@ from serving.plan import Plan
 Run = Callable[[int], object]  # runs a batch of so many pictures
 SECONDS: Final = 0.06  # of measuring a plan once
 BUDGET_S: Final = 0.6  # for all of them; a network that needs longer keeps the rule's plan
-LONE: Final = 1.15  # times as fast as one picture on one thread, or a lone one does not get more threads
 # Times as fast as the rule's plan, or that stays, for what a server does besides:
 SINGLY: Final = 1.15  # it hands over, counts and answers each picture for itself: see `plan`
 WIDE: Final = 1.3  # all cores but one idle while it decodes: 223 for 285 pictures/s of about equal inference (INT8)
@@ -36,21 +37,32 @@ log = structlog.get_logger(__name__)
 
 
 def pictures_per_s(run: Run, plan: Plan, *, seconds: float = SECONDS) -> float:
-    """Return the rate at which all instances of a plan together run pictures."""
+    """Return the rate at which all instances of a plan together run pictures, once all of them have run at once.
+
+    What runs first takes its memory from the system: without the first turn the plan that is measured first loses.
+    """
     counts = [0] * plan.instances
-    run(plan.max_batch)
-    started = time.perf_counter()
+    started = 0.0
+
+    def start() -> None:
+        nonlocal started
+        started = time.perf_counter()
+
+    warmed = threading.Barrier(plan.instances, action=start)
 
     def work(instance: int) -> None:
+        try:
+            run(plan.max_batch)
+        except Exception:
+            warmed.abort()
+            raise
+        warmed.wait()
         while time.perf_counter() - started < seconds:
             run(plan.max_batch)
             counts[instance] += plan.max_batch
 
-    workers = [threading.Thread(target=work, args=(instance,)) for instance in range(plan.instances)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(plan.instances) as pool:
+        deque(pool.map(work, range(plan.instances)), maxlen=0)  # raises what a run raised
     return sum(counts) / (time.perf_counter() - started)
 
 
@@ -64,15 +76,15 @@ def search_plan(
 ) -> Plan:
     """Return the fastest of a few plans; `open_run` takes intra-op threads, and whether they may spin.
 
-    Beside the rule's plan: one picture at a time, and one instance that uses every core, with and without batches. Each
-    counts as fast as it was at best: what else the machine does makes a plan slower, never faster. What a lone picture
-    gains by more threads is measured beside them.
+    Beside the rule's plan: one picture at a time, and one instance that uses every core. Each counts as fast as it was
+    at best: what else the machine does makes a plan slower, never faster. A lone picture gets more threads unless they
+    make it slower: another's short use of a core would else be remembered as that core's.
     """
-    wide = replace(rule, instances=1, intra_op_threads=cores)
-    plans = dict.fromkeys((rule, replace(rule, instances=cores, max_batch=1), wide, replace(wide, max_batch=1)))
+    plans = (rule, replace(rule, instances=cores, max_batch=1), replace(rule, instances=1, intra_op_threads=cores))
     bare = replace(rule, instances=1, max_batch=1)
     lone = replace(bare, intra_op_threads=rule.lone_threads)
-    tasks = [*((plan, False) for plan in plans), (bare, False), (lone, True)]  # and whether threads may spin
+    *first, wide = ((plan, False) for plan in dict.fromkeys(plans))
+    tasks = [*first, (bare, False), (lone, True), wide]  # and whether threads may spin; most likely useless last
     until = clock() + BUDGET_S
     runs: dict[tuple[int, bool], Run] = {}
     rates = dict.fromkeys(tasks, 0.0)
@@ -83,7 +95,7 @@ def search_plan(
             rates[plan, spins] = max(rates[plan, spins], measure(runs[kind], plan))
     log.debug("plans measured", plans=[asdict(plan) | {"rate": rate} for (plan, _), rate in rates.items()])
     best = max(plans, key=lambda plan: rates[plan, False] / _handicap(plan, rule))
-    is_slow = 0 < rates[lone, True] < LONE * rates[bare, False]
+    is_slow = 0 < rates[lone, True] < rates[bare, False]
     return replace(best, lone_threads=best.intra_op_threads) if is_slow or best.intra_op_threads > 1 else best
 
 
@@ -142,7 +154,7 @@ class Planner:
         """Return the plan for a model on a CPU, measured, remembered, or that of an earlier version."""
         contract = model.bundle.manifest.contract
         if contract.name not in self._by_name:
-            rules = f"rule {rule.instances} x {rule.max_batch}, lone {rule.lone_threads}"
+            rules = f"warmed, rule {rule.instances} x {rule.max_batch}, lone {rule.lone_threads}"
             key = (model.bundle.digest, model.variant.precision, *machine(cores, onnxruntime.__version__), rules)
             plan = self._cache.get(key)
             if plan is None:
