@@ -67,8 +67,8 @@ def main(
 def ceiling(bundle: Bundle, variant: str, *, intra_op_threads: int = 1) -> Recipe:
     """Return our own steps."""
     spec = bundle.manifest.contract.preprocess
-    is_wide = intra_op_threads > 1
-    model = open_model(bundle, precision=variant, intra_op_threads=intra_op_threads, spins=is_wide)
+    spins = intra_op_threads > 1  # as the server's lone runs do
+    model = open_model(bundle, precision=variant, intra_op_threads=intra_op_threads, spins=spins)
     return lambda batch: model.run(np.stack([load_input(data, spec) for data in batch])).logits
 
 

@@ -2,9 +2,10 @@
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
 has queued while all instances were busy. What waits is shared out among the idle instances, so that none gets a batch
-while another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the
-two. Where there is a `run_lone`, a single item goes there while no other batch is under way and nothing waits, if that
-was so with the batch before it too: it has every core to itself.
+while another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the two.
+
+Where there is a `run_lone`, a single item goes there while no other batch is under way and nothing waits, if that was
+so with the batch before it too: it has every core to itself.
 
 Every admitted item's future is answered exactly once: with its answer, the error of its preparation or of its batch,
 DeadlineExceededError, or a cancellation.
