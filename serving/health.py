@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from serving.rpcs import Rpcs
 from serving.shelves import Entry
 
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -21,9 +21,9 @@ class HealthBoard:
         self._servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
         self._shown: dict[str, health_pb2.HealthCheckResponse.ServingStatus] = {}
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add the health service to a server."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def register(self, rpcs: Rpcs) -> None:
+        """Add the health service to a server's."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, rpcs)
 
     async def show(self, entries: Sequence[Entry], *, is_serving: bool) -> None:
         """Say how things stand; watchers hear of what has changed. A model serves while a version of it does."""

@@ -1,16 +1,14 @@
 """Give every request an id, at both doors: the caller's x-request-id or a new one, in every log line and in the answer.
 
-`Envelope` goes around the HTTP application, `RequestIds` before the rpcs. What is logged of a request stands in
+`Envelope` goes around the HTTP application, `rpcs.Rpcs` before the rpcs. What is logged of a request stands in
 `dispatcher`; pictures never are.
 """
 
-import inspect
+import random
 import re
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final, TypeAlias, cast
+from contextvars import ContextVar
+from typing import Final
 
-import grpc
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,18 +25,22 @@ _SECURITY_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # the page sets a wider one
 }
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"  # a string: not generic at run time
-Context = grpc.aio.ServicerContext[object, object]
-Unary = Callable[[object, Context], Awaitable[object]]
-Stream = Callable[[AsyncIterator[object], Context], AsyncIterator[object]]
-SyncStream = Callable[[Iterator[object], grpc.ServicerContext], Iterator[object]]  # all that the stubs know
+_CURRENT: Final[ContextVar[str]] = ContextVar("request id")
 
 log = structlog.get_logger(__name__)
 
 
-def request_id(given: str) -> str:
-    """Return the caller's id where it is usable, else a new one of 16 hexadecimal digits."""
-    return given if _GOOD_ID.fullmatch(given) else secrets.token_hex(8)
+def begin_request(given: str) -> str:
+    """Name the request that the current task answers: the caller's id where it is usable, else 16 random hex digits."""
+    identity = given if _GOOD_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    bind_contextvars(request_id=identity)
+    _CURRENT.set(identity)
+    return identity
+
+
+def current_request_id() -> str:
+    """Return the id of the request that the current task answers. Raises LookupError outside of one."""
+    return _CURRENT.get()
 
 
 class Envelope:
@@ -52,8 +54,7 @@ class Envelope:
         """Answer one request."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(HEADER.encode(), b"").decode("latin-1")
-        identity = request_id(given)
-        bind_contextvars(request_id=identity)
+        identity = begin_request(given)
         if self._tracing:
             self._tracing.join({name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()})
 
@@ -69,68 +70,3 @@ class Envelope:
             await self._app(scope, receive, send_named)
         except Exception as error:  # Starlette has answered "internal error" and raises it again
             log.error("unforeseen error", exc_info=error)
-
-
-class RequestIds(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
-    """The same for rpcs: x-request-id among the metadata, and among the trailers of unary and streaming answers."""
-
-    def __init__(self, *, tracing: Tracing | None = None) -> None:
-        self._tracing = tracing
-        self._named: dict[str, Handler] = {}  # by rpc: as many as are registered
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Runs in the task that will run the rpc, so that what it binds is seen there."""
-        metadata = handler_call_details.invocation_metadata or ()
-        bind_contextvars(request_id=request_id(next((str(value) for name, value in metadata if name == HEADER), "")))
-        if self._tracing:
-            self._tracing.join({name: value for name, value in metadata if isinstance(value, str)})
-        method = handler_call_details.method
-        named = self._named.get(method)
-        if named is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:  # an unknown rpc, which must not be remembered: strangers choose the name
-                return handler
-            named = self._named[method] = _named(handler)
-        return named
-
-
-def _named(handler: Handler) -> Handler:
-    if handler.unary_unary is not None:
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(cast(Unary, handler.unary_unary)), handler.request_deserializer, handler.response_serializer
-        )
-    if handler.stream_stream is not None:
-        if inspect.isasyncgenfunction(handler.stream_stream):
-            named: object = _generator(cast(Stream, handler.stream_stream))
-        else:
-            named = _unary(cast(Unary, handler.stream_stream))
-        return grpc.stream_stream_rpc_method_handler(
-            cast(SyncStream, named), handler.request_deserializer, handler.response_serializer
-        )
-    return handler
-
-
-def _unary(inner: Unary) -> Unary:
-    async def named(request: object, context: Context) -> object:
-        name_answer(context)
-        return await inner(request, context)
-
-    return named
-
-
-def _generator(inner: Stream) -> Stream:
-    async def named(requests: AsyncIterator[object], context: Context) -> AsyncIterator[object]:
-        name_answer(context)
-        async for answer in inner(requests, context):
-            yield answer
-
-    return named
-
-
-def name_answer(context: Context) -> None:
-    """Put the id that `RequestIds` found among the trailers of an rpc's answer."""
-    context.set_trailing_metadata(((HEADER, structlog.contextvars.get_contextvars()["request_id"]),))

@@ -10,10 +10,10 @@ from typing import Final
 
 import grpc
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
-from serving.access import AccessInterceptor, check_exposure
+from serving.access import check_exposure
 from serving.catalogue import Catalogue
 from serving.connections import connection_options
 from serving.credentials import server_credentials
@@ -25,10 +25,11 @@ from serving.http_body import BodyLimits
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
 from serving.metrics import Metrics
-from serving.observability import Envelope, RequestIds
+from serving.observability import Envelope
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
 from serving.page import PAGE_PATHS
+from serving.rpcs import Rpcs
 from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 from serving.shadow import Shadow
@@ -56,12 +57,8 @@ class Server:
         self._settings = settings
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
         open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
-        access = AccessInterceptor(  # first: what follows remembers handlers
-            self._gate, open_services=open_services, check_room=self._check_room
-        )
-        self._grpc = grpc.aio.server(
-            options=connection_options(settings), interceptors=(access, RequestIds(tracing=tracing))
-        )
+        self._rpcs = Rpcs(self._gate, open_services=open_services, check_room=self._check_room, tracing=tracing)
+        self._grpc = grpc.aio.server(options=connection_options(settings), handlers=(self._rpcs,))
         self._dispatcher = Dispatcher(
             catalogue,
             max_images_per_request=settings.max_images_per_request,
@@ -92,12 +89,13 @@ class Server:
             check_exposure(self._settings, address=address)
         if self._gate:
             self._gate.open()
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._grpc)  # type: ignore[no-untyped-call]  # generated
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._grpc)  # type: ignore[no-untyped-call]  # generated
-        self._health.register(self._grpc)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._rpcs)  # type: ignore[no-untyped-call]  # generated
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, self._rpcs)  # type: ignore[no-untyped-call]  # generated
+        self._health.register(self._rpcs)
         if self._settings.reflection:
             names = (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+            servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # made at import
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._rpcs)
         await self._health.show([], is_serving=False)
         self.port = self._listen()
         await self._grpc.start()
