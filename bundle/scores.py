@@ -33,12 +33,9 @@ def rank(
 
     top_k is capped at the number of labels; labels that score below min_score are left out.
     """
-    order = np.argsort(-row, kind="stable")[:top_k]
-    return tuple(
-        Ranked(index=int(index), label=labels[index], score=float(row[index]))
-        for index in order
-        if row[index] >= min_score
-    )
+    order = (-row).argsort(kind="stable")[:top_k]
+    best = zip(order.tolist(), row[order].tolist(), strict=True)
+    return tuple([Ranked(index=index, label=labels[index], score=score) for index, score in best if score >= min_score])
 
 
 def is_unknown(similarity: np.float32, *, unknown_below: float) -> bool:

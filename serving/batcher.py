@@ -92,8 +92,8 @@ class Batcher(Generic[Payload, Row, Answer]):
         would take longer than that, and NotReadyError after `close`.
         """
         now = self._clock()
-        tickets = [
-            Ticket[Answer](future=Future(), size_bytes=size_bytes, deadline=deadline, admitted=now)
+        tickets: list[Ticket[Answer]] = [
+            Ticket(future=Future(), size_bytes=size_bytes, deadline=deadline, admitted=now)
             for size_bytes in sizes_bytes
         ]
         with self._lock:

@@ -8,9 +8,10 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Final, Literal
 
 import structlog
@@ -82,19 +83,14 @@ class Dispatcher:
         An empty model means the only or default one, an empty version the newest ready. Raises the errors of
         `errors.STATUS`. When the call is cancelled, its pictures leave the queue.
         """
-        count = len(images)
-        traced = self._tracing.request(door, picture_count=count) if self._tracing else nullcontext()
-        with self._counted(door, picture_count=count) as course, traced as trace:
+        picture_count = len(images)
+        traced = self._tracing.request(door, picture_count=picture_count) if self._tracing else nullcontext()
+        with self._counted(door, picture_count=picture_count) as course, traced as trace:
             self._check(images, version)
             deadline = None if time_left_s is None else time.monotonic() + time_left_s
             served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
-            waiting = [asyncio.wrap_future(future) for future in futures]
-            try:
-                outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-            finally:
-                for future in waiting:
-                    future.cancel()
-            course.outcomes = tuple(_expected(outcome) for outcome in outcomes)
+            await _wait(futures)
+            course.outcomes = tuple([_outcome(future) for future in futures])
             answers = Answers(model=served, outcomes=course.outcomes)
             if self._shadow is not None and not version:  # a request that names its version is no candidate's business
                 offer = partial(self._shadow.offer, images, answers.outcomes, answering=served)
@@ -192,7 +188,34 @@ def _submit(
     return served.submit(images, deadline=deadline, stages=trace.watch(len(images)))
 
 
-def _expected(outcome: Verdict | BaseException) -> Verdict | ImageError:
-    if isinstance(outcome, BaseException) and not isinstance(outcome, ImageError):
-        raise outcome
-    return outcome
+async def _wait(futures: Sequence[Future[Verdict]]) -> None:
+    """Wait for all, or cancel them where this is cancelled. One call into the loop; wrapped futures take several."""
+    loop, left = asyncio.get_running_loop(), count(len(futures) - 1, -1)
+    all_done = loop.create_future()
+
+    def on_done(_: Future[Verdict]) -> None:
+        if next(left) == 0:  # one step of the interpreter: several threads may be here
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(_set, all_done)
+
+    for future in futures:
+        future.add_done_callback(on_done)
+    try:
+        await all_done
+    except asyncio.CancelledError:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _set(event: "asyncio.Future[None]") -> None:
+    if not event.done():
+        event.set_result(None)
+
+
+def _outcome(future: Future[Verdict]) -> Verdict | ImageError:
+    """Return what came of one picture; raises what is not its own error."""
+    error = future.exception()
+    if isinstance(error, ImageError):
+        return error
+    return future.result()

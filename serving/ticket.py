@@ -1,16 +1,14 @@
 """What a queued item keeps from admission to its answer, and how it ends without one."""
 
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from serving.errors import DeadlineExceededError
 
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ticket(Generic[Answer]):
+class Ticket(NamedTuple, Generic[Answer]):
     """One admitted item. Its future is answered exactly once."""
 
     future: Future[Answer]

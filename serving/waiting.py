@@ -5,7 +5,6 @@ Counts and sorts; whoever owns it holds a lock around every call. Knows neither 
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from serving.admission import BatcherLimits
@@ -16,8 +15,7 @@ Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, eq=False)
-class Item(Generic[Row, Answer]):
+class Item(NamedTuple, Generic[Row, Answer]):
     """What an instance may take."""
 
     ticket: Ticket[Answer]
