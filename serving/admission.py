@@ -18,6 +18,7 @@ class BatcherLimits:
     instances: int
     prepare_threads: int  # 0: every instance prepares what it runs
     batch_sizes: tuple[int, ...]  # ascending, the first is 1
+    cores: tuple[int, ...] = ()  # on which the instances stay, one each; empty: on any
     max_wait_ms: float = 0.0
     max_queue_items: int = 256
     max_queue_bytes: int = 256 * 2**20

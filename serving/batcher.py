@@ -23,9 +23,9 @@ from typing import Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
 from serving.errors import NotReadyError
-from serving.niceness import give_way
 from serving.observer import Observer
 from serving.occupancy import Occupancy
+from serving.scheduling import OwnCore, give_way
 from serving.ticket import Ticket, past_deadline
 from serving.waiting import Item, Share, Waiting
 
@@ -76,10 +76,10 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def start(self) -> None:
         """Start the threads."""
-        targets = [self._prepare_loop] * self._limits.prepare_threads + [self._run_loop] * self._limits.instances
-        self._threads = [
-            threading.Thread(target=_work, args=(target,), name=target.__name__, daemon=True) for target in targets
-        ]
+        cores = self._limits.cores or (None,) * self._limits.instances
+        targets: list[Callable[[], None]] = [self._prepare_loop] * self._limits.prepare_threads
+        targets += [partial(self._run_loop, OwnCore(core)) for core in cores]
+        self._threads = [threading.Thread(target=_work, args=(target,), daemon=True) for target in targets]
         for thread in self._threads:
             thread.start()
 
@@ -166,7 +166,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         if error is not None:
             ticket.fail(error)
 
-    def _run_loop(self) -> None:
+    def _run_loop(self, core: OwnCore) -> None:
         while (share := self._next_share()) is not None:
             for _ in share.cancelled:
                 self._observer.on_drop("cancelled")
@@ -174,13 +174,13 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._observer.on_drop("deadline")
                 ticket.fail(past_deadline())
             if share.live:
-                self._run_batch(share)
+                self._run_batch(share, core)
 
-    def _run_batch(self, share: Share[Row, Answer]) -> None:
+    def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
         started = self._clock()
         for item in share.live:
             self._observer.on_wait(started - item.ticket.admitted)
-        with self._occupancy:  # not while it is answered: the next item may come at once
+        with self._occupancy, core:  # not while it is answered: the next item may come at once
             tickets, rows = self._rows(share.live)
             if not tickets:
                 return

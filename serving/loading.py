@@ -21,10 +21,10 @@ from serving.batcher import Batcher
 from serving.cgroups import memory_limit_bytes, usable_cores
 from serving.classifier import PictureBatcher, ServedModel
 from serving.metrics import Metrics, ModelMetrics
-from serving.niceness import give_way
 from serving.occupancy import Occupancy
 from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
+from serving.scheduling import give_way, own_cores
 from serving.settings import ServerSettings
 from serving.steps import PictureSteps
 
@@ -166,6 +166,7 @@ def _batcher(
         instances=plan.instances,
         prepare_threads=plan.decode_threads,
         batch_sizes=sizes,
+        cores=own_cores(plan.instances) if plan.intra_op_threads == 1 else (),
         max_wait_ms=settings.max_wait_ms,
         max_queue_items=settings.max_queue_images,
         max_queue_bytes=settings.queue_bytes,

@@ -5,16 +5,12 @@ side beat one wide run for small CNNs (batch of 8 on a two-thread session: a qua
 side by side, measured on two cores); on a GPU one instance and large batches do.
 
 Batches bring the network itself nothing on a CPU, or 3 % (INT8), but a server hands over, counts and answers once a
-batch. And each instance waits for Python's lock between batches: of INT8's short ones so long that one instance more
-than cores pays; with fp32 it costs more memory and slower refusals than it gains. Lite0, two cores, 16 callers, medians
-of three rounds each; resident and the p99 of a refusal at twice capacity:
+batch. Lite0, two cores, 16 callers, one instance a core, medians of eight rounds or more; resident at twice capacity:
 
-| INT8  | pictures/s | CPU ms each |   | fp32  | pictures/s | CPU ms each | resident | refusal |
-| 2 x 1 | 248        | 6.9         |   | 2 x 1 | 137        | 13.1        | 252 MB   | 8.6 ms  |
-| 2 x 4 | 260        | 6.5         |   | 2 x 2 | 153        | 11.9        | 267 MB   | 9.1 ms  |
-| 3 x 2 | 249        | 7.2         |   | 2 x 4 | 155        | 12.0        | 314 MB   | 9.2 ms  |
-| 3 x 4 | 288        | 6.4         |   | 3 x 2 | 157        | 12.1        | 313 MB   | 10.7 ms |
-| 4 x 4 | 288        | 6.4         |   | 3 x 4 | 156        | 12.2        | 353 MB   | 11.0 ms |
+| INT8  | pictures/s | CPU ms each |   | fp32  | pictures/s | CPU ms each | resident     |
+| 2 x 2 | 273        | 6.7         |   | 2 x 1 | 152        | 12.2        |              |
+| 2 x 4 | 283        | 6.6         |   | 2 x 2 | 162        | 11.6        | 271 - 295 MB |
+| 2 x 8 | 277        | 6.7         |   | 2 x 4 | 165        | 11.5        | 311 - 340 MB |
 
 A picture beside which nothing runs and nothing waits is another matter: it takes the cores that would idle.
 """
@@ -54,10 +50,9 @@ def make_plan(
     max_batch = max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else on_cpu)
     lone_threads = intra_op_threads or (1 if provider == "cuda" else min(instances or cores, cores, _MAX_LONE_THREADS))
     intra_op_threads = intra_op_threads or 1
-    has_spare = precision == "int8" and cores > 1 and max_batch > 1 and intra_op_threads == 1
     return Plan(
         max_batch=max_batch,
-        instances=instances or (1 if provider == "cuda" else cores + has_spare),
+        instances=instances or (1 if provider == "cuda" else cores),
         intra_op_threads=intra_op_threads,
         lone_threads=lone_threads,
         decode_threads=decode_threads or (cores if provider == "cuda" else 0),
