@@ -126,8 +126,10 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802 -- rpc
         """Answer one request."""
+        answering = self._infer(request, context)
+        del request  # as below
         try:
-            return await self._infer(request, context)
+            return await answering
         except Exception as error:  # noqa: BLE001 -- as above
             await abort(context, error)
 
@@ -142,28 +144,31 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _infer_alone(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream, with its only and so its final response."""
+        answering, request_id = self._infer(request, context), request.id
+        del request  # as below
         try:
-            answer = pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+            answer = pb.ModelStreamInferResponse(infer_response=await answering)
         except Exception as error:  # noqa: BLE001 -- the stream's other requests are not concerned
             is_foreseen = status_name(error) != "INTERNAL"
             if not is_foreseen:
                 log.error("unforeseen error", exc_info=error)
             answer = pb.ModelStreamInferResponse(error_message=str(error) if is_foreseen else "internal error")
-            answer.infer_response.id = request.id
+            answer.infer_response.id = request_id
         # Clients that ask for an empty final response look for this flag; a response that is itself final carries it.
         answer.infer_response.parameters["triton_final_response"].bool_param = True
         return answer
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        asked = asked_outputs(request)
-        answers = await self._dispatcher.classify(
+        asked, request_id = asked_outputs(request), request.id
+        answering = self._dispatcher.classify(
             read_pictures(request, max_images=self._max_images),
             door="inference",
             model=request.model_name,
             version=request.model_version,
             time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
         )
-        return answer_message(answers, asked, request.id)
+        del request  # or its pictures would be in memory twice for as long as they wait
+        return answer_message(await answering, asked, request_id)
 
     def _ready(self) -> list[Entry]:
         return [entry for entry in self._dispatcher.catalogue.entries() if entry.state == "READY"]

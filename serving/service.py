@@ -44,8 +44,10 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802 -- rpc
         """Answer one request."""
+        answering = self._classify(request, context)
+        del request  # as below
         try:
-            return await self._classify(request, context)
+            return await answering
         except Exception as error:  # noqa: BLE001 -- the table decides, the rest is logged with its traceback
             await abort(context, error)
 
@@ -72,15 +74,18 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
     async def _classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         if not (math.isfinite(request.min_score) and 0 <= request.min_score <= 1):
             raise InvalidRequestError(f"min_score: found {request.min_score}, wanted 0..1")
-        answers = await self._dispatcher.classify(
+        answering = self._dispatcher.classify(
             tuple(request.images),  # every look at a repeated field copies the bytes anew
             door="classifier.v1",
             model=request.model,
             version=request.version,
             time_left_s=context.time_remaining(),
         )
+        top_k, min_score = request.top_k, request.min_score
+        del request  # or its pictures would be in memory twice for as long as they wait
+        answers = await answering
         return pb.ClassifyResponse(
-            results=[_result(outcome, answers.model, request) for outcome in answers.outcomes],
+            results=[_result(outcome, answers.model, top_k=top_k, min_score=min_score) for outcome in answers.outcomes],
             model=answers.model.contract.name,
             version=str(answers.model.contract.version),
         )
@@ -121,16 +126,18 @@ async def in_order(
 
 async def _outcome(answer: Callable[[Request], Coroutine[None, None, Answer]], request: Request) -> Answer | Exception:
     """Return the error instead of raising it: a stream that ends early asks nobody for the rest."""
+    answering = answer(request)
+    del request  # as above
     try:
-        return await answer(request)
+        return await answering
     except Exception as error:  # noqa: BLE001 -- raised by who asks
         return error
 
 
-def _result(outcome: Verdict | ImageError, model: ServedModel, request: pb.ClassifyRequest) -> pb.ImageResult:
+def _result(outcome: Verdict | ImageError, model: ServedModel, *, top_k: int, min_score: float) -> pb.ImageResult:
     if isinstance(outcome, ImageError):
         return pb.ImageResult(error=pb.ImageError(code=outcome.code, message=str(outcome)))
-    ranked = model.rank(outcome.scores, top_k=request.top_k, min_score=request.min_score)
+    ranked = model.rank(outcome.scores, top_k=top_k, min_score=min_score)
     return pb.ImageResult(
         predictions=[pb.Prediction(index=one.index, label=one.label, score=one.score) for one in ranked],
         unknown=outcome.unknown,
