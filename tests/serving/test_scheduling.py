@@ -10,6 +10,7 @@ from serving.admission import BatcherLimits
 from serving.batcher import Batcher
 from serving.loading import load_model
 from serving.metrics import Metrics
+from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, own_cores
 from serving.settings import ServerSettings
 
@@ -23,11 +24,15 @@ class Machine:
 
     def __init__(self):
         self.wall_s = self.cpu_s = 100.0
-        self.moves = []
+        self.moves, self.is_alone = [], False
 
     def own_core(self, core=CORE):
         return OwnCore(
-            core, move=lambda cores: self.moves.append(set(cores)), wall=lambda: self.wall_s, cpu=lambda: self.cpu_s
+            core,
+            is_alone=lambda: self.is_alone,
+            move=lambda cores: self.moves.append(set(cores)),
+            wall=lambda: self.wall_s,
+            cpu=lambda: self.cpu_s,
         )
 
     def batch(self, core, wall_s, *, share):
@@ -71,6 +76,14 @@ def test_time_between_batches_does_not_count(machine):
     assert machine.moves == [{CORE}]
 
 
+def test_a_batch_that_has_the_machine_to_itself_may_run_anywhere(machine):
+    """It is told once, and again when others come."""
+    core = machine.own_core()
+    for machine.is_alone in (True, True, False, False, True, True):
+        machine.batch(core, 0.02, share=0.9)
+    assert machine.moves == [{CORE}, ALL]
+
+
 def test_a_thread_without_a_core_is_left_to_the_system(machine):
     """As where there are more cores than threads."""
     machine.batch(machine.own_core(None), 1.0, share=0.1)
@@ -93,10 +106,12 @@ def test_each_instance_runs_on_its_own_core():
         return rows
 
     limits = BatcherLimits(instances=len(ALL), prepare_threads=0, batch_sizes=(1,), cores=own_cores(len(ALL)))
-    batcher = Batcher(lambda payload: payload, run, limits=limits)
+    busy = Occupancy()
+    batcher = Batcher(lambda payload: payload, run, limits=limits, occupancy=busy)
     batcher.start()
-    futures = [batcher.submit([number], sizes_bytes=[1])[0] for number in range(len(ALL))]
-    assert [future.result(PATIENCE_S) for future in futures] == list(range(len(ALL)))
+    with busy:  # another model's batch
+        futures = [batcher.submit([number], sizes_bytes=[1])[0] for number in range(len(ALL))]
+        assert [future.result(PATIENCE_S) for future in futures] == list(range(len(ALL)))
     assert batcher.close(PATIENCE_S)
     assert sorted(map(sorted, seen)) == [[core] for core in sorted(ALL)]
     assert os.sched_getaffinity(0) == ALL
@@ -113,7 +128,9 @@ def test_a_model_takes_cores_where_its_plan_has_one_thread_for_each(models, monk
         "serving.steps.PictureSteps.prepare", lambda _, job: seen.append(os.sched_getaffinity(0)) or job
     )
     monkeypatch.setattr("serving.steps.PictureSteps.run", lambda _, jobs: jobs)
-    served = load_model(models / "colours" / "1", settings, metrics=Metrics())
-    served.submit([tiny_bundle.picture("red")])[0].result(PATIENCE_S)
+    busy = Occupancy()
+    served = load_model(models / "colours" / "1", settings, metrics=Metrics(), occupancy=busy)
+    with busy:
+        served.submit([tiny_bundle.picture("red")])[0].result(PATIENCE_S)
     assert served.close(PATIENCE_S)
     assert [len(cores) == 1 and cores <= ALL for cores in seen] == [is_pinned or len(ALL) == 1]
