@@ -1,7 +1,7 @@
 """Threads that compute give way to the one that talks, and stay on cores of their own where those are all there are.
 
 Left to the system, two threads that compute share a core for milliseconds while the other idles: the one that talks
-weighs more than both, and moves about. On cores of their own: 1.02 to 1.07 times as many pictures (fp32), 1.04 to 1.09
+weighs more than both, and moves about. On cores of their own: 1.02 to 1.03 times as many pictures (fp32), 1.07 to 1.11
 (INT8, two instances), of no more CPU each. But beside another program's thread that never rests, which outweighs ours,
 a core of one's own is a tenth of a core: then they go where there is room, as ever (two cores, 16 callers).
 """
