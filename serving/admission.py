@@ -18,7 +18,7 @@ class BatcherLimits:
     instances: int
     prepare_threads: int  # 0: every instance prepares what it runs
     batch_sizes: tuple[int, ...]  # ascending, the first is 1
-    cores: tuple[int, ...] = ()  # on which the instances stay, one each; empty: on any
+    cores: tuple[int, ...] = ()  # one for each instance to stay on; empty: any
     max_wait_ms: float = 0.0
     max_queue_items: int = 256
     max_queue_bytes: int = 256 * 2**20

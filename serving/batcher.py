@@ -76,9 +76,9 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def start(self) -> None:
         """Start the threads."""
-        cores, is_alone = self._limits.cores or (None,) * self._limits.instances, lambda: self._occupancy.is_quiet
+        cores = self._limits.cores or (None,) * self._limits.instances
         targets: list[tuple[str, Callable[[], None]]] = [("prepare", self._prepare_loop)] * self._limits.prepare_threads
-        targets += [("run", partial(self._run_loop, OwnCore(core, is_alone=is_alone))) for core in cores]
+        targets += [("run", partial(self._run_loop, OwnCore(core, self._occupancy))) for core in cores]
         self._threads = [threading.Thread(target=_work, args=(work,), name=name, daemon=True) for name, work in targets]
         for thread in self._threads:
             thread.start()

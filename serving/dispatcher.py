@@ -202,7 +202,7 @@ async def _wait(futures: Sequence[Future[Verdict]]) -> None:
         future.add_done_callback(on_done)
     try:
         await all_done
-    except asyncio.CancelledError:
+    except BaseException:
         for future in futures:
             future.cancel()
         raise

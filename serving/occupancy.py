@@ -12,6 +12,7 @@ class Occupancy:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._batches = 0
+        self._cores: set[int] = set()  # that batches have for themselves
         self._alone = 1  # batches in a row that began while no other was under way, and were not joined since
 
     @property
@@ -21,6 +22,19 @@ class Occupancy:
         One is not enough: each of two callers is alone now and then, and would be joined in the midst.
         """
         return self._batches == 1 and self._alone >= _QUIET
+
+    def take(self, core: int) -> bool:
+        """Give a core to a batch under way; not to one that is alone, and not where another has it."""
+        with self._lock:
+            if self.is_quiet or core in self._cores:
+                return False
+            self._cores.add(core)
+            return True
+
+    def give_back(self, core: int) -> None:
+        """Take a core back."""
+        with self._lock:
+            self._cores.discard(core)
 
     def __enter__(self) -> None:
         """Count a batch in."""

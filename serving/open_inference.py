@@ -167,7 +167,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             version=request.model_version,
             time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
         )
-        del request  # or its pictures would be in memory twice for as long as they wait
+        del request  # or its pictures would be in memory once more for as long as they wait
         return answer_message(await answering, asked, request_id)
 
     def _ready(self) -> list[Entry]:

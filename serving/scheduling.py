@@ -9,13 +9,15 @@ a core of one's own is a tenth of a core: then they go where there is room, as e
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from serving.occupancy import Occupancy
+
 _NICENESS: Final = 10
 _LOOK_EVERY_S: Final = 0.1  # of batches
-_LEAST_SHARE: Final = 0.4  # of its core: less than any load of our own leaves
+_LEAST_SHARE: Final = 0.4  # of its core: less than the thread that talks leaves at twice capacity
 _STAY_AWAY_S: Final = 30.0
 
 
@@ -37,21 +39,21 @@ def own_cores(count: int) -> tuple[int, ...]:
 class OwnCore:
     """Keeps one thread on a core while it gets most of it. Entered by that thread around each batch; None: any core.
 
-    A batch that has the machine to itself, as `is_alone` says, may run anywhere: on a fixed core one caller's call took
-    3 to 5 % longer.
+    `occupancy` has the batch already. One that has the machine to itself may run anywhere: on a fixed core one caller's
+    call took 3 % longer. So may one whose core another model's batch has: two would share it while another core idles.
     """
 
     def __init__(
         self,
         core: int | None,
+        occupancy: Occupancy,
         *,
-        is_alone: Callable[[], bool] = lambda: False,
-        move: Callable[[Iterable[int]], None] | None = None,
+        move: Callable[[int | None], None] | None = None,
         wall: Callable[[], float] = time.perf_counter,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self._core = core
-        self._is_alone = is_alone
+        self._occupancy = occupancy
         self._move = move or _move
         self._wall, self._cpu = wall, cpu
         self._is_there = False
@@ -64,13 +66,14 @@ class OwnCore:
         if self._core is None:
             return
         now = self._wall()
-        self._stay(now >= self._back_at and not self._is_alone())
+        self._stay(now >= self._back_at and self._occupancy.take(self._core))
         self._began = now, self._cpu()
 
     def __exit__(self, *_: object) -> None:
         """End it; leave the core where somebody else has most of it."""
-        if not self._is_there:
+        if self._core is None or not self._is_there:
             return
+        self._occupancy.give_back(self._core)
         now, (wall_began, cpu_began) = self._wall(), self._began
         self._wall_s += now - wall_began
         self._cpu_s += self._cpu() - cpu_began
@@ -82,12 +85,14 @@ class OwnCore:
         self._wall_s = self._cpu_s = 0.0
 
     def _stay(self, is_there: bool) -> None:
-        """Go to the core, or wherever the main thread may by now, unless that is so already."""
-        if self._core is not None and is_there != self._is_there:
-            self._move({self._core} if is_there else os.sched_getaffinity(os.getpid()))
+        """Go to the core, or leave it, unless that is so already."""
+        if is_there != self._is_there:
+            self._move(self._core if is_there else None)
             self._is_there, self._wall_s, self._cpu_s = is_there, 0.0, 0.0
 
 
-def _move(cores: Iterable[int]) -> None:
+def _move(core: int | None) -> None:
+    """Let this thread run on one core, or wherever the main thread may by now."""
     with suppress(OSError):  # a core that was taken from this process since
+        cores = os.sched_getaffinity(os.getpid()) if core is None else {core}
         os.sched_setaffinity(threading.get_native_id(), cores)

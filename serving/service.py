@@ -82,7 +82,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
             time_left_s=context.time_remaining(),
         )
         top_k, min_score = request.top_k, request.min_score
-        del request  # or its pictures would be in memory twice for as long as they wait
+        del request  # or its pictures would be in memory once more for as long as they wait
         answers = await answering
         return pb.ClassifyResponse(
             results=[_result(outcome, answers.model, top_k=top_k, min_score=min_score) for outcome in answers.outcomes],
@@ -105,6 +105,7 @@ async def in_order(
         try:
             async for request in requests:
                 task = asyncio.create_task(_outcome(answer, request))
+                del request  # as above
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 await window.put(task)
