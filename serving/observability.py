@@ -6,13 +6,12 @@
 
 import random
 import re
-from contextvars import ContextVar
 from typing import Final
 
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, get_contextvars
 
 from serving.stages import Tracing
 
@@ -25,8 +24,6 @@ _SECURITY_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",  # the page sets a wider one
 }
 
-_CURRENT: Final[ContextVar[str]] = ContextVar("request id")
-
 log = structlog.get_logger(__name__)
 
 
@@ -34,13 +31,13 @@ def begin_request(given: str) -> str:
     """Name the request that the current task answers: the caller's id where it is usable, else 16 random hex digits."""
     identity = given if _GOOD_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
     bind_contextvars(request_id=identity)
-    _CURRENT.set(identity)
     return identity
 
 
 def current_request_id() -> str:
-    """Return the id of the request that the current task answers. Raises LookupError outside of one."""
-    return _CURRENT.get()
+    """Return the id of the request that the current task answers; empty outside of one."""
+    identity: str = get_contextvars().get("request_id", "")
+    return identity
 
 
 class Envelope:

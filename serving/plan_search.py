@@ -80,7 +80,7 @@ def search_plan(
     at best: what else the machine does makes a plan slower, never faster. A lone picture gets more threads unless they
     make it slower: another's short use of a core would else be remembered as that core's.
     """
-    plans = (rule, replace(rule, instances=cores, max_batch=1), replace(rule, instances=1, intra_op_threads=cores))
+    plans = (rule, replace(rule, max_batch=1), replace(rule, instances=1, intra_op_threads=cores))
     bare = replace(rule, instances=1, max_batch=1)
     lone = replace(bare, intra_op_threads=rule.lone_threads)
     *first, wide = ((plan, False) for plan in dict.fromkeys(plans))

@@ -36,6 +36,13 @@ def own_cores(count: int) -> tuple[int, ...]:
     return tuple(sorted(cores)) if len(cores) == count else ()
 
 
+def _move(core: int | None) -> None:
+    """Let this thread run on one core, or wherever the main thread may by now."""
+    with suppress(OSError):  # a core that was taken from this process since
+        cores = os.sched_getaffinity(os.getpid()) if core is None else {core}
+        os.sched_setaffinity(threading.get_native_id(), cores)
+
+
 class OwnCore:
     """Keeps one thread on a core while it gets most of it. Entered by that thread around each batch; None: any core.
 
@@ -48,13 +55,13 @@ class OwnCore:
         core: int | None,
         occupancy: Occupancy,
         *,
-        move: Callable[[int | None], None] | None = None,
+        move: Callable[[int | None], None] = _move,
         wall: Callable[[], float] = time.perf_counter,
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self._core = core
         self._occupancy = occupancy
-        self._move = move or _move
+        self._move = move
         self._wall, self._cpu = wall, cpu
         self._is_there = False
         self._back_at = 0.0
@@ -89,10 +96,3 @@ class OwnCore:
         if is_there != self._is_there:
             self._move(self._core if is_there else None)
             self._is_there, self._wall_s, self._cpu_s = is_there, 0.0, 0.0
-
-
-def _move(core: int | None) -> None:
-    """Let this thread run on one core, or wherever the main thread may by now."""
-    with suppress(OSError):  # a core that was taken from this process since
-        cores = os.sched_getaffinity(os.getpid()) if core is None else {core}
-        os.sched_setaffinity(threading.get_native_id(), cores)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-import structlog
 from opentelemetry import context, propagate, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -17,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from bundle import __version__
+from serving.observability import current_request_id
 from serving.stages import PictureStages
 
 SERVICE_NAME: Final = "calotype"
@@ -36,10 +36,10 @@ class OpenTelemetry:
     @contextmanager
     def request(self, door: str, *, picture_count: int) -> Iterator["RequestSpan"]:
         """Trace a request; its pictures' stages become spans when it ends."""
-        attributes = {
+        attributes: dict[str, str | int] = {
             "calotype.door": door,
             "calotype.pictures": picture_count,
-            "calotype.request_id": structlog.contextvars.get_contextvars().get("request_id", ""),
+            "calotype.request_id": current_request_id(),
         }
         kind = trace.SpanKind.SERVER
         with self._tracer.start_as_current_span(
