@@ -19,7 +19,7 @@ from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.memory import return_memory
 from serving.shelves import Entry, Shelf, fingerprint
-from serving.versions import NEWEST, VersionPolicy
+from serving.versions import VersionPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -116,13 +116,7 @@ class Catalogue:
         shelf = self._shelf(name)
         if not shelf.entries:
             raise UnknownModelError(f"no model {name[:64]!r}; `ListModels` names what is served")
-        if not version:
-            return shelf.get(shelf.answering) or shelf.entries[-1]
-        for entry in shelf.entries:
-            if str(entry.version) == version:
-                return entry
-        there = ", ".join(str(entry.version) for entry in shelf.entries)
-        raise UnknownModelError(f"model {name!r} has no version {version[:16]!r}, found {there}")
+        return shelf.named(version)
 
     def only(self) -> ServedModel | None:
         """Return what answers where a single model is served, else nothing."""
@@ -131,10 +125,7 @@ class Catalogue:
 
     def candidate(self, name: str, version: int) -> ServedModel | None:
         """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
-        shelf = self._shelf(name)
-        number = max(shelf.ready(), default=None) if version == NEWEST else version
-        entry = shelf.get(number)
-        return entry.served if entry and entry.state == "READY" and number != shelf.answering else None
+        return self._shelf(name).candidate(version)
 
     def entries(self) -> list[Entry]:
         """Return every known version, by name and version ascending."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from serving.classifier import ServedModel
+from serving.errors import UnknownModelError
+from serving.versions import NEWEST
 
 State = Literal["LOADING", "READY", "DRAINING", "FAILED"]
 Fingerprint = tuple[tuple[str, int, int], ...]  # file, bytes, time of change in ns
@@ -37,6 +39,25 @@ class Shelf:
     def get(self, version: int | None) -> Entry | None:
         """Return a version's entry."""
         return next((entry for entry in self.entries if entry.version == version), None)
+
+    def named(self, version: str) -> Entry:
+        """Return the entry of a version that a request names, or what answers where it names none.
+
+        Raises UnknownModelError. The shelf must not be empty.
+        """
+        if not version:
+            return self.get(self.answering) or self.entries[-1]
+        for entry in self.entries:
+            if str(entry.version) == version:
+                return entry
+        there = ", ".join(str(entry.version) for entry in self.entries)
+        raise UnknownModelError(f"model {self.entries[0].name!r} has no version {version[:16]!r}, found {there}")
+
+    def candidate(self, version: int) -> ServedModel | None:
+        """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
+        number = max(self.ready(), default=None) if version == NEWEST else version
+        entry = self.get(number)
+        return entry.served if entry and entry.state == "READY" and number != self.answering else None
 
     def ready(self) -> list[int]:
         """Return the versions that can answer, ascending."""
