@@ -17,7 +17,8 @@ class BatcherLimits:
 
     instances: int
     prepare_threads: int  # 0: every instance prepares what it runs
-    batch_sizes: tuple[int, ...]  # ascending, the first is 1
+    run_sizes: tuple[int, ...]  # of one run, ascending, the first is 1
+    max_batch: int  # items that an instance takes and answers together, in several runs where it must
     cores: tuple[int, ...] = ()  # one for each instance to stay on; empty: any
     max_wait_ms: float = 0.0
     max_queue_items: int = 256

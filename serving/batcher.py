@@ -1,8 +1,8 @@
 """Group single items into batches, on threads: prepare each alone, run them together, answer each alone.
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
-has queued while all instances were busy. What waits is shared out among the idle instances, so that none gets a batch
-while another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the two.
+has queued while all instances were busy. What waits is shared out among the instances, so that none gets a batch while
+another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the two.
 
 Where there is a `run_lone`, a single item goes there while no other batch is under way and nothing waits, if that was
 so with the batch before it too: it has every core to itself.

@@ -77,6 +77,7 @@ def load_model(
         lone_threads=plan.lone_threads if lone else plan.intra_op_threads,
         decode_threads=plan.decode_threads,
         max_batch=plan.max_batch,
+        max_run=plan.max_run,
         golden_difference=f"{proved.difference:.1e}",
     )
     return served
@@ -143,9 +144,9 @@ def _check_place(folder: Path, contract: Contract) -> None:
         )
 
 
-def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Return the sizes that are warmed and run: the powers of two below max_batch, and max_batch."""
-    return (*(2**power for power in range(max_batch.bit_length()) if 2**power < max_batch), max_batch)
+def run_sizes(max_run: int) -> tuple[int, ...]:
+    """Return the sizes that are warmed: the powers of two below max_run, and max_run."""
+    return (*(2**power for power in range(max_run.bit_length()) if 2**power < max_run), max_run)
 
 
 def _batcher(
@@ -157,15 +158,16 @@ def _batcher(
     metrics: ModelMetrics,
     occupancy: Occupancy | None,
 ) -> PictureBatcher:
-    """Warm every batch size; return the batcher, not yet started."""
-    sizes = batch_sizes(plan.max_batch)
+    """Warm every size of a run; return the batcher, not yet started."""
+    sizes = run_sizes(plan.max_run)
     model.reserve(sizes)
     if lone:
         lone.reserve(sizes[:1])
     limits = BatcherLimits(
         instances=plan.instances,
         prepare_threads=plan.decode_threads,
-        batch_sizes=sizes,
+        run_sizes=sizes,
+        max_batch=plan.max_batch,
         cores=own_cores(plan.instances) if plan.intra_op_threads == 1 else (),
         max_wait_ms=settings.max_wait_ms,
         max_queue_items=settings.max_queue_images,
@@ -173,6 +175,6 @@ def _batcher(
         max_queue_ms=settings.max_queue_ms,
     )
     decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-    steps = PictureSteps(model, decode_limits, metrics=metrics)
-    run_lone = PictureSteps(lone, decode_limits, metrics=metrics).run if lone else None
+    steps = PictureSteps(model, decode_limits, metrics=metrics, max_run=plan.max_run)
+    run_lone = PictureSteps(lone, decode_limits, metrics=metrics, max_run=1).run if lone else None
     return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics, run_lone=run_lone, occupancy=occupancy)

@@ -91,7 +91,11 @@ class Metrics:
         self.preprocess_seconds = self._seconds("preprocess", "From RGB to model input.")
         self.inference_seconds = self._seconds("inference", "Of one batch in onnxruntime.")
         self.batch_size = Histogram(
-            "calotype_batch_size", "Pictures run together.", (*_MODEL, "closing"), buckets=_SIZES, registry=registry
+            "calotype_batch_size",
+            "Pictures that one instance took together.",
+            (*_MODEL, "closing"),
+            buckets=_SIZES,
+            registry=registry,
         )
         self.queue_pictures = Gauge(
             "calotype_queue_pictures", "Pictures that wait.", _MODEL, registry=registry, multiprocess_mode="livesum"

@@ -4,13 +4,15 @@ onnxruntime sees neither affinity nor cgroup quotas, so the threads are always s
 side beat one wide run for small CNNs (batch of 8 on a two-thread session: a quarter slower than two single pictures
 side by side, measured on two cores); on a GPU one instance and large batches do.
 
-Batches bring the network itself nothing on a CPU, or 3 % (INT8), but a server hands over, counts and answers once a
-batch. Lite0, two cores, 16 callers, one instance a core, medians of eight rounds or more; resident at twice capacity:
+A batch is what an instance takes and answers together: the loop that talks is woken once for all of it. A run is what
+the network gets together, which on a CPU brings it 3 % at most, while memory grows with it. Lite0, two cores, 16
+callers, one instance a core; rates over the first line's, five alternating rounds or more; resident at twice capacity:
 
-| INT8  | pictures/s | CPU ms each |   | fp32  | pictures/s | CPU ms each | resident     |
-| 2 x 2 | 273        | 6.7         |   | 2 x 1 | 152        | 12.2        |              |
-| 2 x 4 | 283        | 6.6         |   | 2 x 2 | 162        | 11.6        | 271 - 295 MB |
-| 2 x 8 | 277        | 6.7         |   | 2 x 4 | 165        | 11.5        | 311 - 340 MB |
+| fp32   | rate        | resident |   | INT8   | rate        | resident |
+| 2 by 2 | 1           | 278 MB   |   | 4 by 4 | 1           | 275 MB   |
+| 8 by 1 | 1.01 - 1.03 | 260 MB   |   | 8 by 1 | 0.97        | 255 MB   |
+| 8 by 2 | 1.04 - 1.06 | 280 MB   |   | 8 by 2 | 0.98 - 1.02 | 256 MB   |
+| 8 by 4 | 1.04 - 1.06 | 324 MB   |   | 8 by 4 | 1.00 - 1.04 | 286 MB   |
 
 A picture beside which nothing runs and nothing waits is another matter: it takes the cores that would idle.
 """
@@ -18,8 +20,9 @@ A picture beside which nothing runs and nothing waits is another matter: it take
 from dataclasses import dataclass
 from typing import Final
 
-_MAX_BATCH_INT8: Final = 4
-_MAX_BATCH_CPU: Final = 2  # floats are four times as large, and the arena keeps what it once held
+_MAX_BATCH_CPU: Final = 8
+_MAX_RUN_INT8: Final = 4
+_MAX_RUN_CPU: Final = 2  # floats are four times as large, and the arena keeps what it once held
 _MAX_BATCH_CUDA: Final = 32  # not measured
 _MAX_LONE_THREADS: Final = 4  # more than two were not measured
 
@@ -32,7 +35,8 @@ class Plan:
     intra_op_threads: int  # inside one batch
     lone_threads: int  # inside the run of a single picture that has the cores to itself
     decode_threads: int  # 0: every instance decodes what it runs, without handing it over
-    max_batch: int  # pictures that run together
+    max_batch: int  # pictures that an instance takes and answers together
+    max_run: int  # of them, in one run of the network; the rest follow in further ones
 
 
 def make_plan(
@@ -46,12 +50,13 @@ def make_plan(
     max_batch: int = 0,
 ) -> Plan:
     """Return the plan for a provider ("cpu" or "cuda"); numbers other than 0 are taken as they are."""
-    on_cpu = _MAX_BATCH_INT8 if precision == "int8" else _MAX_BATCH_CPU
-    max_batch = max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else on_cpu)
+    max_batch = max_batch or (_MAX_BATCH_CUDA if provider == "cuda" else _MAX_BATCH_CPU)
+    max_run = _MAX_RUN_INT8 if precision == "int8" else _MAX_RUN_CPU
     lone_threads = intra_op_threads or (1 if provider == "cuda" else min(instances or cores, cores, _MAX_LONE_THREADS))
     intra_op_threads = intra_op_threads or 1
     return Plan(
         max_batch=max_batch,
+        max_run=max_batch if provider == "cuda" else min(max_batch, max_run),
         instances=instances or (1 if provider == "cuda" else cores),
         intra_op_threads=intra_op_threads,
         lone_threads=lone_threads,

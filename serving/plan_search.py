@@ -30,7 +30,7 @@ Run = Callable[[int], object]  # runs a batch of so many pictures
 SECONDS: Final = 0.06  # of measuring a plan once
 BUDGET_S: Final = 0.6  # for all of them; a network that needs longer keeps the rule's plan
 # Times as fast as the rule's plan, or that stays, for what a server does besides:
-SINGLY: Final = 1.15  # it hands over, counts and answers each picture for itself: see `plan`
+SINGLY: Final = 1.15  # nothing: but at the end of so short a time one thread waits for another's longer run
 WIDE: Final = 1.3  # all cores but one idle while it decodes: 223 for 285 pictures/s of about equal inference (INT8)
 
 log = structlog.get_logger(__name__)
@@ -52,14 +52,14 @@ def pictures_per_s(run: Run, plan: Plan, *, seconds: float = SECONDS) -> float:
 
     def work(instance: int) -> None:
         try:
-            run(plan.max_batch)
+            run(plan.max_run)
         except Exception:
             warmed.abort()
             raise
         warmed.wait()
         while time.perf_counter() - started < seconds:
-            run(plan.max_batch)
-            counts[instance] += plan.max_batch
+            run(plan.max_run)
+            counts[instance] += plan.max_run
 
     with ThreadPoolExecutor(plan.instances) as pool:
         deque(pool.map(work, range(plan.instances)), maxlen=0)  # raises what a run raised
@@ -80,8 +80,8 @@ def search_plan(
     at best: what else the machine does makes a plan slower, never faster. A lone picture gets more threads unless they
     make it slower: another's short use of a core would else be remembered as that core's.
     """
-    plans = (rule, replace(rule, max_batch=1), replace(rule, instances=1, intra_op_threads=cores))
-    bare = replace(rule, instances=1, max_batch=1)
+    plans = (rule, replace(rule, max_run=1), replace(rule, instances=1, intra_op_threads=cores))
+    bare = replace(rule, instances=1, max_run=1)
     lone = replace(bare, intra_op_threads=rule.lone_threads)
     *first, wide = ((plan, False) for plan in dict.fromkeys(plans))
     tasks = [*first, (bare, False), (lone, True), wide]  # and whether threads may spin; most likely useless last
@@ -116,7 +116,7 @@ class PlanCache:
     def get(self, key: Sequence[str]) -> Plan | None:
         """Return the plan that was kept, or None."""
         found = self._read().get("/".join(key))
-        fields = ("instances", "intra_op_threads", "lone_threads", "decode_threads", "max_batch")
+        fields = ("instances", "intra_op_threads", "lone_threads", "decode_threads", "max_batch", "max_run")
         if not isinstance(found, dict) or set(found) != set(fields):
             return None
         numbers = [found[field] for field in fields]
@@ -154,7 +154,7 @@ class Planner:
         """Return the plan for a model on a CPU, measured, remembered, or that of an earlier version."""
         contract = model.bundle.manifest.contract
         if contract.name not in self._by_name:
-            rules = f"warmed, rule {rule.instances} x {rule.max_batch}, lone {rule.lone_threads}"
+            rules = f"warmed, rule {rule.instances} x {rule.max_batch} by {rule.max_run}, lone {rule.lone_threads}"
             key = (model.bundle.digest, model.variant.precision, *machine(cores, onnxruntime.__version__), rules)
             plan = self._cache.get(key)
             if plan is None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import ImageError
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
-from bundle.runtime import OnnxModel
+from bundle.runtime import OnnxModel, joined
 from bundle.scores import is_unknown, probabilities
 from serving.metrics import MAX_COUNTED_LABELS, ModelMetrics
 from serving.stages import PictureStages
@@ -40,10 +40,11 @@ class Job(NamedTuple):
 
 
 class PictureSteps:
-    """The two steps of one model. Called from several threads at once."""
+    """The two steps of one model. Called from several threads at once. A batch of over `max_run` takes several runs."""
 
-    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics) -> None:
+    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics, max_run: int) -> None:
         self._model = model
+        self._max_run = max_run
         self._contract = model.bundle.manifest.contract
         self._limits = limits
         self._metrics = metrics
@@ -77,7 +78,8 @@ class PictureSteps:
         start_ns = time.time_ns()
         pictures = np.stack([np.asarray(job.image) for job in jobs])
         started = time.perf_counter()
-        output = self._model.run(pictures)
+        starts = range(0, len(pictures), self._max_run)
+        output = joined([self._model.run(pictures[start : start + self._max_run]) for start in starts])
         inference_s = time.perf_counter() - started
         rows = probabilities(output.logits, temperature=self._contract.temperature)
         unknown_below = self._contract.unknown_below

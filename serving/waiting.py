@@ -58,17 +58,16 @@ class Waiting(Generic[Row, Answer]):
 
     def window_s(self, now: float) -> float:
         """Return for how many seconds the oldest may still wait for company: 0 or less where it is to leave."""
-        if not self._limits.max_wait_ms or len(self._items) >= self._limits.batch_sizes[-1]:
+        if not self._limits.max_wait_ms or len(self._items) >= self._limits.max_batch:
             return 0.0
         return self._items[0].since + self._limits.max_wait_ms / 1000 - now
 
     def take(self, *, idle: int, now: float) -> Share[Row, Answer]:
-        """Take an even share of what waits among `idle` instances, cut to a warmed batch size; there must be some.
+        """Take an instance's share of what waits while `idle` instances have nothing to do; there must be some.
 
         With it goes whatever before it is cancelled or expired.
         """
-        even = -(-len(self._items) // idle)
-        size = max(size for size in self._limits.batch_sizes if size <= even)
+        size = self._share(idle)
         live: list[Item[Row, Answer]] = []
         expired, cancelled = [], []
         while self._items and len(live) < size:
@@ -79,5 +78,16 @@ class Waiting(Generic[Row, Answer]):
                 live.append(item)
             else:
                 cancelled.append(item.ticket)
-        is_full = size == self._limits.batch_sizes[-1]
+        is_full = size == self._limits.max_batch
         return Share(live, expired, cancelled, "full" if is_full else "shared" if self._items else "drained")
+
+    def _share(self, idle: int) -> int:
+        """Return an even share among all instances, as those at work will come for theirs; one run's fill at least.
+
+        That is even among the idle ones. What fills no run is cut to a warmed size.
+        """
+        limits, waiting = self._limits, len(self._items)
+        max_run = limits.run_sizes[-1]
+        fill = min(-(-waiting // idle), max_run)
+        share = min(max(-(-waiting // limits.instances), fill), limits.max_batch)
+        return share if share >= max_run else max(size for size in limits.run_sizes if size <= share)

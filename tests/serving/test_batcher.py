@@ -43,7 +43,7 @@ def prepare(number):
 
 
 def make(gate, *, clock=lambda: 0.0, **limits):
-    chosen = {"instances": 1, "prepare_threads": 0, "batch_sizes": (1, 2, 4), **limits}
+    chosen = {"instances": 1, "prepare_threads": 0, "run_sizes": (1, 2, 4), "max_batch": 4, **limits}
     batcher = Batcher(prepare, gate.run, limits=BatcherLimits(**chosen), clock=clock)
     batcher.start()
     return batcher
@@ -161,7 +161,7 @@ def test_two_idle_instances_share_two_items():
         both_prepared.wait()
         return number
 
-    limits = BatcherLimits(instances=2, prepare_threads=2, batch_sizes=(1, 2, 4))
+    limits = BatcherLimits(instances=2, prepare_threads=2, run_sizes=(1, 2, 4), max_batch=4)
     batcher = Batcher(prepare_together, gate.run, limits=limits)
     batcher.start()
     futures = submit(batcher, 1, 2)
@@ -175,7 +175,7 @@ def test_two_idle_instances_share_two_items():
 
 def lone_batcher(gate, lone, occupancy):
     """Two instances, and an engine for items that have the cores to themselves."""
-    limits = BatcherLimits(instances=2, prepare_threads=0, batch_sizes=(1, 2, 4))
+    limits = BatcherLimits(instances=2, prepare_threads=0, run_sizes=(1, 2, 4), max_batch=4)
     batcher = Batcher(prepare, gate.run, limits=limits, run_lone=lone.run, occupancy=occupancy)
     batcher.start()
     return batcher
@@ -221,7 +221,7 @@ def test_an_item_behind_which_others_wait_has_not_the_cores_to_itself():
         assert may_go.wait(PATIENCE_S)
         return number
 
-    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1, 2, 4))
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1, 2, 4), max_batch=4)
     batcher = Batcher(prepare_slowly, gate.run, limits=limits, run_lone=lone.run)
     batcher.start()
     (first,) = submit(batcher, 1)
@@ -241,7 +241,7 @@ def test_lone_items_tell_how_long_a_queue_may_take():
         now[0] += 0.5
         return [2 * row for row in rows]
 
-    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1, 2, 4))
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1, 2, 4), max_batch=4)
     batcher = Batcher(prepare, gate.run, limits=limits, clock=lambda: now[0], run_lone=run_lone)
     batcher.start()
     assert submit(batcher, 1)[0].result(PATIENCE_S) == 2
@@ -261,7 +261,7 @@ def test_lone_items_tell_how_long_a_queue_may_take():
 )
 def test_a_guessed_pace_gives_way_to_a_known_one(paces, wait_ms):
     """A lone run has every core; it says nothing once a batch beside others was timed."""
-    admission = Admission(BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1,), max_queue_ms=100))
+    admission = Admission(BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=1, max_queue_ms=100))
     for seconds, is_guess in paces:
         admission.note_pace(seconds, is_guess=is_guess)
     admission.enter(1, 0, time_left_s=None)

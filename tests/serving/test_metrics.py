@@ -95,7 +95,7 @@ def test_work_that_the_queue_cannot_finish_in_time_is_refused_at_the_door():
         now[0] += 2.0 * len(rows)
         return rows
 
-    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1,), max_queue_ms=1e9)
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=1, max_queue_ms=1e9)
     batcher = Batcher(lambda payload: payload, run, limits=limits, clock=lambda: now[0], observer=ear)
     (hopeless,) = batcher.submit([1], sizes_bytes=[1], deadline=1.0)
     batcher.start()
@@ -114,7 +114,7 @@ def test_work_that_the_queue_cannot_finish_in_time_is_refused_at_the_door():
 
 def test_a_queue_that_would_take_too_long_is_full():
     """The limit in time holds on a slow machine, where the limit in items does not."""
-    limits = BatcherLimits(instances=2, prepare_threads=0, batch_sizes=(1,), max_queue_ms=500.0)
+    limits = BatcherLimits(instances=2, prepare_threads=0, run_sizes=(1,), max_batch=1, max_queue_ms=500.0)
     batcher = Batcher(lambda payload: payload, lambda rows: rows, limits=limits, clock=lambda: 0.0)
     batcher._admission.note_pace(0.4)
     batcher.submit([1, 2, 3], sizes_bytes=[1, 1, 1])  # into an empty queue

@@ -7,68 +7,71 @@ import pytest
 import structlog
 import tiny_bundle
 
-from bundle.runtime import open_model
-from serving.loading import batch_sizes, load_model
+from bundle.runtime import OnnxModel, open_model
+from serving.loading import load_model, run_sizes
 from serving.metrics import Metrics
 from serving.plan import Plan, make_plan
 from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
 from serving.settings import ServerSettings
 
-RULE = Plan(instances=2, intra_op_threads=1, lone_threads=2, decode_threads=0, max_batch=4)
-SINGLE = replace(RULE, max_batch=1)
+RULE = Plan(instances=2, intra_op_threads=1, lone_threads=2, decode_threads=0, max_batch=8, max_run=2)
+SINGLE = replace(RULE, max_run=1)
 PATIENCE_S = 20
 
 
 def test_cpu_plan_runs_one_thread_instances_side_by_side():
     """One instance a core, one thread each, and each decodes its own."""
     plan = make_plan(cores=4, provider="cpu")
-    assert plan == Plan(instances=4, intra_op_threads=1, lone_threads=4, decode_threads=0, max_batch=2)
+    assert plan == Plan(instances=4, intra_op_threads=1, lone_threads=4, decode_threads=0, max_batch=8, max_run=2)
+    assert make_plan(cores=2, provider="cpu") == RULE
 
 
 def test_int8_runs_more_pictures_together():
     """Its activations take a quarter of the memory."""
-    assert make_plan(cores=2, provider="cpu", precision="int8") == RULE
+    assert make_plan(cores=2, provider="cpu", precision="int8") == replace(RULE, max_run=4)
 
 
 def test_cuda_plan_has_one_instance():
-    """A GPU takes large batches one after the other."""
+    """A GPU takes large batches one after the other, each in one run."""
     plan = make_plan(cores=4, provider="cuda")
-    assert (plan.instances, plan.lone_threads, plan.decode_threads, plan.max_batch) == (1, 1, 4, 32)
+    assert plan == Plan(instances=1, intra_op_threads=1, lone_threads=1, decode_threads=4, max_batch=32, max_run=32)
 
 
 def test_given_numbers_are_taken():
     """0 alone means: decide."""
     plan = make_plan(cores=4, provider="cpu", instances=2, intra_op_threads=3, decode_threads=5, max_batch=6)
-    assert plan == Plan(instances=2, intra_op_threads=3, lone_threads=3, decode_threads=5, max_batch=6)
+    assert plan == Plan(instances=2, intra_op_threads=3, lone_threads=3, decode_threads=5, max_batch=6, max_run=2)
+    assert make_plan(cores=4, provider="cpu", max_batch=1).max_run == 1
+    assert make_plan(cores=4, provider="cuda", max_batch=6).max_run == 6
 
 
-def test_batch_sizes_end_with_the_largest():
+def test_runs_have_few_sizes_and_the_largest():
     """Powers of two, and the limit itself."""
-    assert [batch_sizes(limit) for limit in (1, 8, 12)] == [(1,), (1, 2, 4, 8), (1, 2, 4, 8, 12)]
+    assert [run_sizes(limit) for limit in (1, 8, 12)] == [(1,), (1, 2, 4, 8), (1, 2, 4, 8, 12)]
 
 
-def chosen(batch_ms, *, clock=lambda: 0.0):
-    """The plan for two cores where a run of so many pictures on so many threads takes batch_ms(threads, size)."""
+def chosen(run_ms, *, clock=lambda: 0.0):
+    """The plan for two cores where a run of so many pictures on so many threads takes run_ms(threads, size)."""
 
     def measure(threads, plan):
-        return min(plan.instances, 2) * plan.max_batch / batch_ms(threads, plan.max_batch)
+        return min(plan.instances, 2) * plan.max_run / run_ms(threads, plan.max_run)
 
     return search_plan(RULE, lambda threads, _spins: threads, cores=2, measure=measure, clock=clock)
 
 
 def shape(plan):
     """What a plan runs side by side."""
-    return plan.instances, plan.intra_op_threads, plan.max_batch
+    return plan.instances, plan.intra_op_threads, plan.max_run
 
 
-def test_single_pictures_are_chosen_where_batches_cost():
-    """Four pictures in the time of five."""
-    assert shape(chosen(lambda _threads, size: 4.0 if size == 1 else 20.0)) == shape(SINGLE)
+def test_runs_of_one_are_chosen_where_larger_ones_cost():
+    """Two pictures in the time of two and a half."""
+    assert shape(chosen(lambda _threads, size: 4.0 if size == 1 else 10.0)) == shape(SINGLE)
 
 
 def test_the_rule_stays_where_nothing_is_clearly_faster():
-    """A batch of four costs a little more than four times as much; a server's own cost would be more."""
-    assert shape(chosen(lambda _threads, size: 4.0 * size + (size == 4))) == shape(RULE)
+    """A run of two costs a little more than twice as much."""
+    assert shape(chosen(lambda _threads, size: 4.0 * size + (size == 2))) == shape(RULE)
 
 
 def test_a_disturbance_of_one_measurement_changes_nothing():
@@ -81,7 +84,7 @@ def test_a_disturbance_of_one_measurement_changes_nothing():
 def test_a_network_too_slow_to_be_measured_keeps_the_rule():
     """The first measurement has used up the time: nobody waits for the others."""
     seconds = iter([0.0, 0.0])
-    assert chosen(lambda _threads, size: 4.0 if size == 1 else 20.0, clock=lambda: next(seconds, 1.0)) == RULE
+    assert chosen(lambda _threads, size: 4.0 if size == 1 else 10.0, clock=lambda: next(seconds, 1.0)) == RULE
 
 
 def test_one_wide_instance_is_chosen_where_it_pays():
@@ -180,6 +183,22 @@ def test_a_lone_picture_gets_every_core(models, monkeypatch, settings, limit, lo
     (future,) = served.submit([tiny_bundle.picture("red")])
     assert len(future.result(PATIENCE_S).scores) == len(served.contract.labels)
     assert opened == [(2, 1)] * (lone_threads == 2)
+    assert served.close(PATIENCE_S)
+
+
+def test_a_batch_takes_as_many_runs_as_it_needs(models, monkeypatch):
+    """Seven pictures in runs of two, each answered for itself."""
+    ran = []
+    monkeypatch.setattr(
+        OnnxModel, "run", lambda model, images, run=OnnxModel.run: (ran.append(len(images)), run(model, images))[1]
+    )
+    served = load_model(models / "colours" / "1", ServerSettings(instances=1), metrics=Metrics())
+    ran.clear()
+    colours = ["red", "green", "blue", "red", "blue", "green", "green"]
+    futures = served.submit([tiny_bundle.picture(colour) for colour in colours])
+    scores = [future.result(PATIENCE_S).scores for future in futures]
+    assert [served.contract.labels[int(row.argmax())] for row in scores] == colours
+    assert ran == [2, 2, 2, 1]
     assert served.close(PATIENCE_S)
 
 

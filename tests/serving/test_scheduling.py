@@ -129,7 +129,9 @@ def test_each_instance_runs_on_its_own_core():
         seen.append(os.sched_getaffinity(0))
         return rows
 
-    limits = BatcherLimits(instances=len(ALL), prepare_threads=0, batch_sizes=(1,), cores=own_cores(len(ALL)))
+    limits = BatcherLimits(
+        instances=len(ALL), prepare_threads=0, run_sizes=(1,), max_batch=1, cores=own_cores(len(ALL))
+    )
     busy = Occupancy()
     batcher = Batcher(lambda payload: payload, run, limits=limits, occupancy=busy)
     batcher.start()

@@ -11,11 +11,15 @@ from serving.ticket import Ticket
 from serving.waiting import Item, Waiting
 
 NOW = 100.0
+SIZES = st.sampled_from([(1,), (1, 2), (1, 2, 4), (1, 3)])
 FATES = st.sampled_from(["in time", "late", "cancelled"])
 
 
-def waiting_items(fates: list[str], sizes: tuple[int, ...]) -> tuple[Waiting[str, str], list[Ticket[str]]]:
-    waiting: Waiting[str, str] = Waiting(BatcherLimits(instances=1, prepare_threads=0, batch_sizes=sizes))
+def waiting_items(
+    fates: list[str], sizes: tuple[int, ...], *, max_batch: int = 0, instances: int = 1
+) -> tuple[Waiting[str, str], list[Ticket[str]]]:
+    limits = BatcherLimits(instances=instances, prepare_threads=0, run_sizes=sizes, max_batch=max_batch or sizes[-1])
+    waiting: Waiting[str, str] = Waiting(limits)
     tickets = []
     for fate in fates:
         deadline = NOW - 1 if fate == "late" else NOW + 1
@@ -27,15 +31,22 @@ def waiting_items(fates: list[str], sizes: tuple[int, ...]) -> tuple[Waiting[str
     return waiting, tickets
 
 
-@given(st.lists(FATES, min_size=1, max_size=40), st.integers(1, 5), st.sampled_from([(1,), (1, 2), (1, 2, 4), (1, 3)]))
+@given(
+    fates=st.lists(FATES, min_size=1, max_size=40),
+    sizes=SIZES,
+    runs=st.integers(1, 4),
+    instances=st.integers(1, 5),
+    idle=st.integers(1, 5),
+)
 def test_shares_hand_out_every_item_once_in_order_and_run_only_those_in_time(
-    fates: list[str], idle: int, sizes: tuple[int, ...]
+    fates: list[str], sizes: tuple[int, ...], runs: int, instances: int, idle: int
 ) -> None:
-    waiting, tickets = waiting_items(fates, sizes)
+    max_batch = runs * sizes[-1]
+    waiting, tickets = waiting_items(fates, sizes, max_batch=max_batch, instances=instances)
     ran, taken = [], []
     while waiting:
-        share = waiting.take(idle=idle, now=NOW)
-        assert len(share.live) <= sizes[-1]
+        share = waiting.take(idle=min(idle, instances), now=NOW)
+        assert len(share.live) <= max_batch
         ran += [item.ticket for item in share.live]
         taken += share.tickets()
         assert all(ticket.future.running() for ticket in (item.ticket for item in share.live))
@@ -43,20 +54,39 @@ def test_shares_hand_out_every_item_once_in_order_and_run_only_those_in_time(
     assert sorted(map(id, taken)) == sorted(map(id, tickets))
 
 
-@given(st.integers(1, 40), st.integers(1, 5))
-def test_an_idle_instance_takes_no_more_than_its_even_share_rounded_up(count: int, idle: int) -> None:
-    waiting, _ = waiting_items(["in time"] * count, (1, 2, 4))
-    assert len(waiting.take(idle=idle, now=NOW).live) <= -(-count // idle)
+def share_of(count: int, *, idle: int, instances: int = 2, sizes: tuple[int, ...] = (1, 2), max_batch: int = 8) -> int:
+    """How many of so many waiting items one instance takes."""
+    waiting, _ = waiting_items(["in time"] * count, sizes, max_batch=max_batch, instances=instances)
+    return len(waiting.take(idle=idle, now=NOW).live)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), SIZES)
+def test_idle_instances_share_evenly(count: int, instances: int, sizes: tuple[int, ...]) -> None:
+    """None takes what would leave nothing for another."""
+    taken = share_of(count, idle=instances, instances=instances, sizes=sizes)
+    assert taken <= -(-count // instances)
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1, 1), (2, 2), (3, 2), (4, 2), (6, 3), (10, 5), (16, 8), (40, 8)])
+def test_an_instance_leaves_their_part_to_those_at_work_but_fills_a_run(count: int, taken: int) -> None:
+    """Two instances, of which one is at work and will come again."""
+    assert share_of(count, idle=1) == taken
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1, 1), (3, 2), (7, 4), (31, 16), (32, 32), (40, 32)])
+def test_what_fills_no_run_is_cut_to_a_warmed_size(count: int, taken: int) -> None:
+    """As on a GPU: the rest comes with what arrives meanwhile."""
+    assert share_of(count, idle=1, instances=1, sizes=(1, 2, 4, 8, 16, 32), max_batch=32) == taken
 
 
 def test_a_share_says_why_it_is_no_larger() -> None:
-    waiting, _ = waiting_items(["in time"] * 7, (1, 2, 4))
+    waiting, _ = waiting_items(["in time"] * 7, (1, 2, 4), instances=2)
     assert [waiting.take(idle=idle, now=NOW).closing for idle in (1, 2, 1)] == ["full", "shared", "drained"]
 
 
 def test_company_is_waited_for_until_the_window_ends_or_a_batch_is_full() -> None:
     """A window of 5 ms, of which 2 are gone; then all; then none is needed."""
-    limits = BatcherLimits(instances=1, prepare_threads=0, batch_sizes=(1, 2), max_wait_ms=5)
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1, 2), max_batch=2, max_wait_ms=5)
     waiting: Waiting[str, str] = Waiting(limits)
     ticket: Ticket[str] = Ticket(future=Future(), size_bytes=1, deadline=None, admitted=NOW)
     waiting.append(Item(ticket, str, NOW))
