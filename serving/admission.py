@@ -43,7 +43,7 @@ class Admission:
         self.size_bytes += size_bytes
 
     def check(self, item_count: int, size_bytes: int, *, time_left_s: float | None) -> None:
-        """Raise QueueFullError for items too many, or DeadlineExceededError where they would wait for longer."""
+        """Raise QueueFullError for items too many, or DeadlineExceededError where their answer would take longer."""
         limits, wait_s = self._limits, self.items * self._pace_s / self._limits.instances
         if self.items + item_count > limits.max_queue_items:
             raise QueueFullError(
@@ -62,11 +62,20 @@ class Admission:
                 "may it be; try again later",
                 retry_after_s=wait_s - limits.max_queue_ms / 1000,
             )
-        if self.items and time_left_s is not None and wait_s > time_left_s:
+        if self.items and time_left_s is not None and (answer_s := self._answer_s(item_count)) > time_left_s:
             raise DeadlineExceededError(
-                f"{self.items} items wait, for about {1000 * wait_s:.0f} ms, the deadline leaves "
+                f"{self.items} items wait, an answer would take about {1000 * answer_s:.0f} ms, the deadline leaves "
                 f"{1000 * time_left_s:.0f}; allow more time or send less"
             )
+
+    def _answer_s(self, item_count: int) -> float:
+        """Return after how many seconds the last of so many more items would be answered, while all instances work.
+
+        Its batch is answered as a whole; before it come those in front, and a batch under way that may just have begun.
+        """
+        limits, items = self._limits, self.items + item_count
+        batch = min(-(-items // limits.instances), limits.max_batch)
+        return self._pace_s * ((items - batch) / limits.instances + 2 * batch)
 
     def leave(self, size_bytes: int) -> None:
         """Count one item out."""

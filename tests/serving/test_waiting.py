@@ -1,12 +1,14 @@
 """Who takes how much of what waits, by hypothesis: nothing is lost, nothing late is run, sizes are the warmed ones."""
 
 from concurrent.futures import Future
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission import BatcherLimits
+from serving.admission import Admission, BatcherLimits
+from serving.errors import DeadlineExceededError
 from serving.ticket import Ticket
 from serving.waiting import Item, Waiting
 
@@ -94,6 +96,42 @@ def test_company_is_waited_for_until_the_window_ends_or_a_batch_is_full() -> Non
     assert waiting.window_s(NOW + 0.006) < 0
     waiting.append(Item(ticket, str, NOW))
     assert waiting.window_s(NOW) == 0
+
+
+def answered_in_time(deadline_s: float, *, load: float) -> float:
+    """Play two instances that take 1 s an item at `load` times their capacity; of what they could do, what was in time.
+
+    Evenly spaced arrivals, each with this deadline; no thread, and a clock that jumps from event to event.
+    """
+    limits = BatcherLimits(
+        instances=2, prepare_threads=0, run_sizes=(1, 2), max_batch=8, max_queue_items=10_000, max_queue_ms=1e9
+    )
+    waiting, admission = Waiting[str, str](limits), Admission(limits)
+    admission.note_pace(1.0)
+    seconds, every_s, in_time = 400.0, 1 / (load * limits.instances), 0
+    arrival, ends = 0.0, [0.0] * limits.instances  # of the next item, of each instance's batch
+    while (now := min(arrival, *ends) if waiting else arrival) < seconds:
+        if now == arrival:
+            arrival += every_s
+            with suppress(DeadlineExceededError):
+                admission.enter(1, 0, time_left_s=deadline_s)
+                ticket: Ticket[str] = Ticket(future=Future(), size_bytes=0, deadline=now + deadline_s, admitted=now)
+                waiting.append(Item(ticket, str, now))
+        for instance, end in enumerate(ends):
+            if waiting and end <= now:
+                share = waiting.take(idle=sum(end <= now for end in ends), now=now)
+                for ticket in share.tickets():
+                    admission.leave(ticket.size_bytes)
+                ends[instance] = now + len(share.live)
+                in_time += sum(not item.ticket.is_late(ends[instance]) for item in share.live)
+    return in_time / (limits.instances * seconds)
+
+
+@pytest.mark.parametrize("deadline_s", [4, 8, 16, 30, 100, 1000])
+@pytest.mark.parametrize("load", [1.1, 2, 5])
+def test_under_overload_what_is_admitted_is_answered_in_time(deadline_s: float, load: float) -> None:
+    """Whatever the deadline: else the instances work on what nobody waits for any more."""
+    assert answered_in_time(deadline_s, load=load) > 0.9
 
 
 def test_whatever_is_drained_is_gone() -> None:
