@@ -99,8 +99,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             if self._is_closing:
                 raise NotReadyError("the server is shutting down; send it to another one")
-            time_left_s = None if deadline is None else deadline - now
-            self._admission.enter(len(tickets), sum(sizes_bytes), time_left_s=time_left_s)
+            self._admission.enter(len(tickets), sum(sizes_bytes), now=now, deadline=deadline)
             if self._limits.prepare_threads:
                 self._incoming.extend(zip(tickets, payloads, strict=True))
                 self._has_incoming.notify(len(tickets))
@@ -113,7 +112,7 @@ class Batcher(Generic[Payload, Row, Answer]):
     def check_room(self) -> None:
         """Raise QueueFullError where not even one item of no size would be admitted now."""
         with self._lock:
-            self._admission.check(1, 0, time_left_s=None)
+            self._admission.check(1, 0, now=self._clock())
 
     def close(self, timeout_s: float) -> bool:
         """Stop accepting, finish the queue for at most timeout_s seconds, fail the rest; say whether all was done."""
@@ -175,11 +174,12 @@ class Batcher(Generic[Payload, Row, Answer]):
                 ticket.fail(past_deadline())
             if share.live:
                 self._run_batch(share, core)
+                with self._lock:
+                    self._admission.end(len(share.live), begun=share.taken)
 
     def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
-        started = self._clock()
         for item in share.live:
-            self._observer.on_wait(started - item.ticket.admitted)
+            self._observer.on_wait(share.taken - item.ticket.admitted)
         with self._occupancy, core:  # not while it is answered: the next item may come at once
             tickets, rows = self._rows(share.live)
             if not tickets:
@@ -200,7 +200,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
         with self._lock:  # a queue moves at the pace of batches side by side
-            self._admission.note_pace((done - started) / len(rows), is_guess=run is self._run_lone)
+            self._admission.note_pace((done - share.taken) / len(rows), is_guess=run is self._run_lone)
 
     def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
@@ -229,6 +229,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                         return None
                     self._has_ready.wait(window_s if self._ready else None)
                 share = self._ready.take(idle=self._idle, now=self._clock())
+                self._admission.begin(len(share.live), now=share.taken)
                 for ticket in share.tickets():
                     self._admission.leave(ticket.size_bytes)
                 if self._ready:  # a thread that waited out its window may have used up others' wake-ups

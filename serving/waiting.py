@@ -30,6 +30,7 @@ class Share(NamedTuple, Generic[Row, Answer]):
     expired: list[Ticket[Answer]]
     cancelled: list[Ticket[Answer]]
     closing: Closing
+    taken: float  # when, by the batcher's clock
 
     def tickets(self) -> list[Ticket[Answer]]:
         """Return all that has left the queue."""
@@ -79,7 +80,8 @@ class Waiting(Generic[Row, Answer]):
             else:
                 cancelled.append(item.ticket)
         is_full = size == self._limits.max_batch
-        return Share(live, expired, cancelled, "full" if is_full else "shared" if self._items else "drained")
+        closing: Closing = "full" if is_full else "shared" if self._items else "drained"
+        return Share(live, expired, cancelled, closing, now)
 
     def _share(self, idle: int) -> int:
         """Return an even share among all instances, as those at work will come for theirs; one run's fill at least.

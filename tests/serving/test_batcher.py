@@ -137,6 +137,25 @@ def test_expired_item_is_not_run():
     assert all(2 not in batch for batch in gate.batches)
 
 
+def test_what_is_under_way_counts_for_a_deadline_until_it_is_done():
+    """Four of a second each run and one waits; then come two that are answered together. Later less is left."""
+    gate, now = Gate(), [0.0]
+    batcher = make(gate, clock=lambda: now[0], max_wait_ms=1e9)
+    batcher._admission.note_pace(1.0)
+    submit(batcher, 1, 2, 4, 5)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    (waiting,) = submit(batcher, 6)
+    with pytest.raises(DeadlineExceededError, match="1 items wait, an answer would take about 7700 ms"):
+        submit(batcher, 8, deadline=7.6)
+    now[0] = 3.0
+    with pytest.raises(DeadlineExceededError, match="1 items wait, an answer would take about 4400 ms"):
+        submit(batcher, 8, deadline=7.3)
+    (admitted,) = submit(batcher, 8, deadline=7.5)
+    gate.opened.set()
+    assert batcher.close(PATIENCE_S)
+    assert (waiting.result(0), admitted.result(0), batcher._admission._running) == (12, 16, 0)
+
+
 @pytest.mark.parametrize(("limits", "size_bytes"), [({"max_queue_items": 3}, 1), ({"max_queue_bytes": 30}, 10)])
 def test_full_queue_admits_all_or_none(limits, size_bytes):
     """A request that does not fit as a whole is refused as a whole."""
@@ -264,9 +283,9 @@ def test_a_guessed_pace_gives_way_to_a_known_one(paces, wait_ms):
     admission = Admission(BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=1, max_queue_ms=100))
     for seconds, is_guess in paces:
         admission.note_pace(seconds, is_guess=is_guess)
-    admission.enter(1, 0, time_left_s=None)
+    admission.enter(1, 0, now=0.0)
     with pytest.raises(QueueFullError, match=f"for about {wait_ms} ms"):
-        admission.check(1, 0, time_left_s=None)
+        admission.check(1, 0, now=0.0)
 
 
 def test_items_that_queued_while_busy_leave_as_one_batch():

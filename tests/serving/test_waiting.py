@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from serving.admission import Admission, BatcherLimits
 from serving.errors import DeadlineExceededError
 from serving.ticket import Ticket
-from serving.waiting import Item, Waiting
+from serving.waiting import Item, Share, Waiting
 
 NOW = 100.0
 SIZES = st.sampled_from([(1,), (1, 2), (1, 2, 4), (1, 3)])
@@ -98,6 +98,11 @@ def test_company_is_waited_for_until_the_window_ends_or_a_batch_is_full() -> Non
     assert waiting.window_s(NOW) == 0
 
 
+def end_of(share: Share[str, str]) -> float:
+    """When a batch is done that takes a second an item."""
+    return share.taken + len(share.live)
+
+
 def answered_in_time(deadline_s: float, *, load: float) -> float:
     """Play two instances that take 1 s an item at `load` times their capacity; of what they could do, what was in time.
 
@@ -108,22 +113,26 @@ def answered_in_time(deadline_s: float, *, load: float) -> float:
     )
     waiting, admission = Waiting[str, str](limits), Admission(limits)
     admission.note_pace(1.0)
-    seconds, every_s, in_time = 400.0, 1 / (load * limits.instances), 0
-    arrival, ends = 0.0, [0.0] * limits.instances  # of the next item, of each instance's batch
-    while (now := min(arrival, *ends) if waiting else arrival) < seconds:
+    seconds, every_s, arrival, in_time = 400.0, 1 / (load * limits.instances), 0.0, 0
+    running: list[Share[str, str]] = []  # one item a second
+    while (now := min([arrival, *map(end_of, running)] if waiting else [arrival])) < seconds:
+        for share in [share for share in running if end_of(share) <= now]:
+            running.remove(share)
+            admission.end(len(share.live), begun=share.taken)
+            in_time += sum(not item.ticket.is_late(end_of(share)) for item in share.live)
         if now == arrival:
             arrival += every_s
             with suppress(DeadlineExceededError):
-                admission.enter(1, 0, time_left_s=deadline_s)
+                admission.enter(1, 0, now=now, deadline=now + deadline_s)
                 ticket: Ticket[str] = Ticket(future=Future(), size_bytes=0, deadline=now + deadline_s, admitted=now)
                 waiting.append(Item(ticket, str, now))
-        for instance, end in enumerate(ends):
-            if waiting and end <= now:
-                share = waiting.take(idle=sum(end <= now for end in ends), now=now)
-                for ticket in share.tickets():
-                    admission.leave(ticket.size_bytes)
-                ends[instance] = now + len(share.live)
-                in_time += sum(not item.ticket.is_late(ends[instance]) for item in share.live)
+        while waiting and (idle := limits.instances - len(running)):
+            share = waiting.take(idle=idle, now=now)
+            for ticket in share.tickets():
+                admission.leave(ticket.size_bytes)
+            if share.live:
+                admission.begin(len(share.live), now=now)
+                running.append(share)
     return in_time / (limits.instances * seconds)
 
 
