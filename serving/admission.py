@@ -35,7 +35,7 @@ class Admission:
         self.items = 0
         self.size_bytes = 0
         self._running = 0  # items that instances took
-        self._batches = 0  # that these are
+        self._batches = 0  # that these are, or of none where all came too late
         self._begun_s = 0.0  # when each began, in sum
         self._pace_s = 0.0  # of an instance an item, moving mean
         self._is_guessed = False

@@ -174,8 +174,8 @@ class Batcher(Generic[Payload, Row, Answer]):
                 ticket.fail(past_deadline())
             if share.live:
                 self._run_batch(share, core)
-                with self._lock:
-                    self._admission.end(len(share.live), begun=share.taken)
+            with self._lock:
+                self._admission.end(len(share.live), begun=share.taken)
 
     def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
         for item in share.live:

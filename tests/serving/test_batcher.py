@@ -156,6 +156,21 @@ def test_what_is_under_way_counts_for_a_deadline_until_it_is_done():
     assert (waiting.result(0), admitted.result(0), batcher._admission._running) == (12, 16, 0)
 
 
+def test_what_came_too_late_is_not_under_way_for_ever():
+    """An instance that found nothing to run has nothing to end; what is said of the next queue is right."""
+    gate, now = Gate(), [0.0]
+    batcher = make(gate, clock=lambda: now[0])
+    submit(batcher, 1)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    (late,) = submit(batcher, 2, deadline=5.0)
+    now[0] = 10.0
+    gate.opened.set()
+    assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
+    assert batcher.close(PATIENCE_S)
+    admission = batcher._admission
+    assert (admission._running, admission._batches, admission._begun_s) == (0, 0, 0.0)
+
+
 @pytest.mark.parametrize(("limits", "size_bytes"), [({"max_queue_items": 3}, 1), ({"max_queue_bytes": 30}, 10)])
 def test_full_queue_admits_all_or_none(limits, size_bytes):
     """A request that does not fit as a whole is refused as a whole."""
