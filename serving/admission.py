@@ -34,9 +34,7 @@ class Admission:
         self._limits = limits
         self.items = 0
         self.size_bytes = 0
-        self._running = 0  # items that instances took
-        self._batches = 0  # that these are, or of none where all came too late
-        self._begun_s = 0.0  # when each began, in sum
+        self._under_way: list[tuple[int, float]] = []  # items of each batch, and when an instance took it
         self._pace_s = 0.0  # of an instance an item, moving mean
         self._is_guessed = False
 
@@ -74,15 +72,11 @@ class Admission:
 
     def begin(self, item_count: int, *, now: float) -> None:
         """Hear that an instance took so many items as a batch."""
-        self._running += item_count
-        self._batches += 1
-        self._begun_s += now
+        self._under_way.append((item_count, now))
 
     def end(self, item_count: int, *, begun: float) -> None:
         """Hear that they are done."""
-        self._running -= item_count
-        self._batches -= 1
-        self._begun_s -= begun
+        self._under_way.remove((item_count, begun))
 
     def leave(self, size_bytes: int) -> None:
         """Count one item out."""
@@ -102,9 +96,10 @@ class Admission:
         """Return after how many seconds the last of so many more items would be answered, while all instances work.
 
         The instances share what is in front of it and what is left of the batches under way; then comes its own batch,
-        which is answered as a whole, and in which it may be the first.
+        which is answered as a whole, and in which it may be the first. Where prepare threads are the slower ones, and
+        for `max_wait_ms`, that is too little.
         """
-        limits, items = self._limits, self.items + item_count
-        batch = min(-(-items // limits.instances), limits.max_batch)
-        under_way_s = max(0.0, self._running * self._pace_s - (self._batches * now - self._begun_s))
-        return _MARGIN * ((under_way_s + (items - 1) * self._pace_s) / limits.instances + batch * self._pace_s)
+        limits, pace_s, items = self._limits, self._pace_s, self.items + item_count
+        batch = min(max(-(-items // limits.instances), min(items, limits.run_sizes[-1])), limits.max_batch)
+        left_s = sum(max(0.0, count * pace_s - (now - begun)) for count, begun in self._under_way)
+        return _MARGIN * ((left_s + (items - 1) * pace_s) / limits.instances + batch * pace_s)

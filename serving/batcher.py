@@ -1,8 +1,8 @@
-"""Group single items into batches, on threads: prepare each alone, run them together, answer each alone.
+"""Group single items into batches, on threads: prepare each alone, run and answer them together.
 
 While an instance is idle an item leaves at once, unless `max_wait_ms` asks to wait for company; batches form from what
-has queued while all instances were busy. What waits is shared out among the instances, so that none gets a batch while
-another gets nothing. Without prepare threads an instance prepares its own share: no hand-over between the two.
+has queued while all instances were busy. What waits is shared out among the instances, see `waiting`. Without prepare
+threads an instance prepares its own share: no hand-over between the two.
 
 Where there is a `run_lone`, a single item goes there while no other batch is under way and nothing waits, if that was
 so with the batch before it too: it has every core to itself.
@@ -88,8 +88,8 @@ class Batcher(Generic[Payload, Row, Answer]):
     ) -> list[Future[Answer]]:
         """Admit all payloads or none; return a future for each, in order.
 
-        `deadline` is a time of the clock, in seconds. Raises QueueFullError, DeadlineExceededError where the queue
-        would take longer than that, and NotReadyError after `close`.
+        `deadline` is a time of the clock, in seconds. Raises QueueFullError, DeadlineExceededError where an
+        answer would take longer than that, and NotReadyError after `close`.
         """
         now = self._clock()
         tickets: list[Ticket[Answer]] = [
@@ -174,8 +174,8 @@ class Batcher(Generic[Payload, Row, Answer]):
                 ticket.fail(past_deadline())
             if share.live:
                 self._run_batch(share, core)
-            with self._lock:
-                self._admission.end(len(share.live), begun=share.taken)
+                with self._lock:
+                    self._admission.end(len(share.live), begun=share.taken)
 
     def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
         for item in share.live:
@@ -200,7 +200,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
         with self._lock:  # a queue moves at the pace of batches side by side
-            self._admission.note_pace((done - share.taken) / len(rows), is_guess=run is self._run_lone)
+            self._admission.note_pace((done - share.taken) / len(share.live), is_guess=run is self._run_lone)
 
     def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
@@ -229,7 +229,8 @@ class Batcher(Generic[Payload, Row, Answer]):
                         return None
                     self._has_ready.wait(window_s if self._ready else None)
                 share = self._ready.take(idle=self._idle, now=self._clock())
-                self._admission.begin(len(share.live), now=share.taken)
+                if share.live:
+                    self._admission.begin(len(share.live), now=share.taken)
                 for ticket in share.tickets():
                     self._admission.leave(ticket.size_bytes)
                 if self._ready:  # a thread that waited out its window may have used up others' wake-ups

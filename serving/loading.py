@@ -39,7 +39,7 @@ def load_model(
     planner: Planner | None = None,
     occupancy: Occupancy | None = None,
 ) -> ServedModel:
-    """Open a model folder, replay its golden pictures, warm every batch size, and start its threads.
+    """Open a model folder, replay its golden pictures, warm the sizes of runs, and start its threads.
 
     A planner measures how many threads do what where the settings leave that open; without one, the rule decides.
     `occupancy` is that of all models of this process.
@@ -158,7 +158,7 @@ def _batcher(
     metrics: ModelMetrics,
     occupancy: Occupancy | None,
 ) -> PictureBatcher:
-    """Warm every size of a run; return the batcher, not yet started."""
+    """Warm the usual sizes of a run; return the batcher, not yet started."""
     sizes = run_sizes(plan.max_run)
     model.reserve(sizes)
     if lone:

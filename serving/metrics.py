@@ -89,7 +89,7 @@ class Metrics:
         self.queue_seconds = self._seconds("queue", "From admission until a thread takes the picture.")
         self.decode_seconds = self._seconds("decode", "From encoded bytes to RGB.")
         self.preprocess_seconds = self._seconds("preprocess", "From RGB to model input.")
-        self.inference_seconds = self._seconds("inference", "Of one batch in onnxruntime.")
+        self.inference_seconds = self._seconds("inference", "Of one batch in onnxruntime, in all its runs.")
         self.batch_size = Histogram(
             "calotype_batch_size",
             "Pictures that one instance took together.",

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left to other instances; nothing more waited
+Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left for the next one; nothing more waited
 
 
 class Observer:

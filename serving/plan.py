@@ -32,7 +32,7 @@ class Plan:
     """Threads and batches of one model."""
 
     instances: int  # batches that run at once
-    intra_op_threads: int  # inside one batch
+    intra_op_threads: int  # inside one run
     lone_threads: int  # inside the run of a single picture that has the cores to itself
     decode_threads: int  # 0: every instance decodes what it runs, without handing it over
     max_batch: int  # pictures that an instance takes and answers together

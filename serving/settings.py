@@ -49,7 +49,7 @@ class ServerSettings:
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
     workers: Annotated[int, _setting("Run so many processes behind one address.", low=1)] = 1
     instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
-    intra_op_threads: Annotated[int, _setting("Use so many threads inside any batch; 0: as planned.", low=0)] = 0
+    intra_op_threads: Annotated[int, _setting("Use so many threads inside any run; 0: as planned.", low=0)] = 0
     decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
     max_batch: Annotated[int, _setting("Take at most so many images at once; 0: as planned, 32 on CUDA.", low=0)] = 0
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0

@@ -58,8 +58,8 @@ class Waiting(Generic[Row, Answer]):
         return tickets
 
     def window_s(self, now: float) -> float:
-        """Return for how many seconds the oldest may still wait for company: 0 or less where it is to leave."""
-        if not self._limits.max_wait_ms or len(self._items) >= self._limits.max_batch:
+        """Return for how many seconds the oldest may still wait for a run to fill: 0 or less where it is to leave."""
+        if not self._limits.max_wait_ms or len(self._items) >= self._limits.run_sizes[-1]:
             return 0.0
         return self._items[0].since + self._limits.max_wait_ms / 1000 - now
 

@@ -153,7 +153,7 @@ def test_what_is_under_way_counts_for_a_deadline_until_it_is_done():
     (admitted,) = submit(batcher, 8, deadline=7.5)
     gate.opened.set()
     assert batcher.close(PATIENCE_S)
-    assert (waiting.result(0), admitted.result(0), batcher._admission._running) == (12, 16, 0)
+    assert (waiting.result(0), admitted.result(0), batcher._admission._under_way) == (12, 16, [])
 
 
 def test_what_came_too_late_is_not_under_way_for_ever():
@@ -167,8 +167,7 @@ def test_what_came_too_late_is_not_under_way_for_ever():
     gate.opened.set()
     assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
     assert batcher.close(PATIENCE_S)
-    admission = batcher._admission
-    assert (admission._running, admission._batches, admission._begun_s) == (0, 0, 0.0)
+    assert not batcher._admission._under_way
 
 
 @pytest.mark.parametrize(("limits", "size_bytes"), [({"max_queue_items": 3}, 1), ({"max_queue_bytes": 30}, 10)])
@@ -304,7 +303,7 @@ def test_a_guessed_pace_gives_way_to_a_known_one(paces, wait_ms):
 
 
 def test_items_that_queued_while_busy_leave_as_one_batch():
-    """A window holds them back until the largest batch is full."""
+    """A window holds them back until the largest run is full."""
     gate = Gate(is_open=True)
     batcher = make(gate, max_wait_ms=1e9)
     futures = submit(batcher, 1, 2, 4, 5)
