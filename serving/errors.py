@@ -13,7 +13,7 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
     ├── TryLaterError         nothing was done; the same may be sent again after retry_after_s
     │   ├── QueueFullError    too much is waiting
     │   └── RateLimitedError  the caller's token has used up its share
-    ├── DeadlineExceededError the caller has stopped waiting; the work was not done
+    ├── DeadlineExceededError the caller has stopped waiting, or would have; the work was not done
     ├── CallerGoneError       the caller has closed the connection; nobody hears the answer
     └── ClientError           the client's side: a call that failed, with its address and the next step
 """
@@ -77,7 +77,7 @@ class RateLimitedError(TryLaterError):
 
 
 class DeadlineExceededError(ServingError):
-    """Work that was dropped because its deadline had passed."""
+    """Work that was dropped because its deadline had passed, or refused because it would have."""
 
 
 class CallerGoneError(ServingError):

@@ -80,8 +80,8 @@ def search_plan(
     at best: what else the machine does makes a plan slower, never faster. A lone picture gets more threads unless they
     make it slower: another's short use of a core would else be remembered as that core's.
     """
-    wide_plan = replace(rule, instances=1, intra_op_threads=cores, max_batch=rule.max_run)  # decodes by itself
-    plans = (rule, replace(rule, max_run=1), wide_plan)
+    wide_plan = replace(rule, instances=1, intra_op_threads=cores, max_batch=rule.max_run)  # one thread decodes it all
+    plans = (rule, replace(rule, max_run=1), *([wide_plan] if cores > 1 else []))
     bare = replace(rule, instances=1, max_run=1)
     lone = replace(bare, intra_op_threads=rule.lone_threads)
     *first, wide = ((plan, False) for plan in dict.fromkeys(plans))

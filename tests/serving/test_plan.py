@@ -100,6 +100,13 @@ def test_a_lone_picture_gets_more_threads_where_they_help(wide_ms, lone_threads)
     assert plan == replace(RULE, lone_threads=lone_threads)
 
 
+def test_a_single_core_has_no_wide_plan():
+    """It would be the rule's own, and measured for nothing."""
+    rule, measured = make_plan(cores=1, provider="cpu"), []
+    search_plan(rule, lambda *_: None, cores=1, measure=lambda _run, plan: measured.append(plan) or 1.0)
+    assert set(measured) == {rule, replace(rule, max_run=1)}
+
+
 def test_all_instances_are_measured_at_once():
     """All must be inside a run together, or the barrier breaks; that first turn, which takes memory, does not count."""
     together = threading.Barrier(RULE.instances, timeout=PATIENCE_S)
