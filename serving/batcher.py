@@ -156,7 +156,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             self._preparing -= 1
             if row is not None:
-                self._ready.append(Item(ticket, partial(_same, row), self._clock()))
+                self._ready.append(Item(ticket, lambda: row, self._clock()))
                 self._has_ready.notify()
             else:
                 self._admission.leave(ticket.size_bytes)
@@ -246,7 +246,3 @@ class Batcher(Generic[Payload, Row, Answer]):
 def _work(loop: Callable[[], None]) -> None:
     give_way()
     loop()
-
-
-def _same(row: Row) -> Row:
-    return row

@@ -121,20 +121,22 @@ def test_cancelled_item_leaves_its_batch():
     assert all(2 not in batch for batch in gate.batches)
 
 
-def test_expired_item_is_not_run():
-    """An item whose deadline passed while the engine was busy is dropped with DeadlineExceededError."""
+@pytest.mark.parametrize("others", [(4,), ()], ids=["beside another", "alone"])
+def test_expired_item_is_not_run(others):
+    """Its deadline passed while the engine was busy: DeadlineExceededError, and it is not under way for ever."""
     gate, now = Gate(), [0.0]
     batcher = make(gate, clock=lambda: now[0])
     submit(batcher, 1)
     assert gate.entered.acquire(timeout=PATIENCE_S)
     (late,) = submit(batcher, 2, deadline=5.0)
-    (patient,) = submit(batcher, 4, deadline=50.0)
+    patient = submit(batcher, *others, deadline=50.0)
     now[0] = 10.0
     gate.opened.set()
     assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
-    assert patient.result(PATIENCE_S) == 8
-    batcher.close(PATIENCE_S)
+    assert [future.result(PATIENCE_S) for future in patient] == [2 * number for number in others]
+    assert batcher.close(PATIENCE_S)
     assert all(2 not in batch for batch in gate.batches)
+    assert not batcher._admission._under_way
 
 
 def test_what_is_under_way_counts_for_a_deadline_until_it_is_done():
@@ -154,20 +156,6 @@ def test_what_is_under_way_counts_for_a_deadline_until_it_is_done():
     gate.opened.set()
     assert batcher.close(PATIENCE_S)
     assert (waiting.result(0), admitted.result(0), batcher._admission._under_way) == (12, 16, [])
-
-
-def test_what_came_too_late_is_not_under_way_for_ever():
-    """An instance that found nothing to run has nothing to end; what is said of the next queue is right."""
-    gate, now = Gate(), [0.0]
-    batcher = make(gate, clock=lambda: now[0])
-    submit(batcher, 1)
-    assert gate.entered.acquire(timeout=PATIENCE_S)
-    (late,) = submit(batcher, 2, deadline=5.0)
-    now[0] = 10.0
-    gate.opened.set()
-    assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
-    assert batcher.close(PATIENCE_S)
-    assert not batcher._admission._under_way
 
 
 @pytest.mark.parametrize(("limits", "size_bytes"), [({"max_queue_items": 3}, 1), ({"max_queue_bytes": 30}, 10)])
