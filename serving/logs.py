@@ -5,6 +5,9 @@ import sys
 from typing import Final
 
 import structlog
+from structlog.dev import plain_traceback
+from structlog.processors import ExceptionRenderer
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import Processor
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -20,16 +23,20 @@ class _Forward(logging.Handler):
 
 
 def configure_logs(*, log_format: str = "console", log_level: str = "info") -> None:
-    """Set structlog for this process; log_format is "console" or "json"."""
+    """Set structlog for this process; log_format is "console" or "json".
+
+    Tracebacks come without their variables, which structlog would print: those of a request are tokens and pictures.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if log_format == "json":
-        ends: list[Processor] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        ends: list[Processor] = [tracebacks, structlog.processors.JSONRenderer()]
     else:
-        ends = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        ends = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain_traceback)]
     structlog.configure(
         processors=shared + ends,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[log_level]),

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import secrets
 import sys
 
 import pytest
@@ -46,3 +47,25 @@ def test_a_line_is_one_write(monkeypatch, log_format):
     assert all(call.endswith("\n") and call.count("\n") == 1 for call in stderr.calls)
     if log_format == "json":
         assert [json.loads(call)["event"] for call in stderr.calls] == ["first", "second"]
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_traceback_shows_where_but_no_variable(monkeypatch, log_format):
+    """The variables of a request are its token and its pictures."""
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logs(log_format=log_format)
+
+    secret = secrets.token_hex()
+
+    def answer(token):
+        raise ZeroDivisionError(len(token))
+
+    try:
+        answer(secret)
+    except ZeroDivisionError as error:
+        structlog.get_logger().error("unforeseen error", exc_info=error)
+    told = "".join(stderr.calls)
+    assert ("ZeroDivisionError" in told, "test_logs.py" in told, "answer" in told) == (True, True, True)
+    assert secret not in told
