@@ -107,6 +107,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 for ticket, payload in zip(tickets, payloads, strict=True):
                     self._ready.append(Item(ticket, partial(self._prepare, payload), now))
                 self._has_ready.notify(len(tickets))
+            self._observer.on_queue(self._admission.items)
         return [ticket.future for ticket in tickets]
 
     def check_room(self) -> None:
@@ -160,6 +161,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._has_ready.notify()
             else:
                 self._admission.leave(ticket.size_bytes)
+                self._observer.on_queue(self._admission.items)
             if self._is_closing:
                 self._has_ready.notify_all()
         if error is not None:
@@ -235,6 +237,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                     self._admission.leave(ticket.size_bytes)
                 if self._ready:  # a thread that waited out its window may have used up others' wake-ups
                     self._has_ready.notify()
+                self._observer.on_queue(self._admission.items)
             finally:
                 self._idle -= 1
             return share

@@ -42,7 +42,7 @@ class ServedModel:
     def start(self) -> None:
         """Start the batcher's threads and publish that this version serves."""
         self._batcher.start()
-        self._metrics.on_ready(queued=lambda: self._batcher.queued_items, **self._identity())
+        self._metrics.on_ready(**self._identity())
 
     def submit(
         self,
@@ -61,12 +61,10 @@ class ServedModel:
         sizes = [len(image) if isinstance(image, bytes) else image.nbytes for image in images]
         try:
             jobs = [Job(*pair) for pair in zip(images, stages or (None,) * len(images), strict=True)]
-            futures = self._batcher.submit(jobs, sizes_bytes=sizes, deadline=deadline)
+            return self._batcher.submit(jobs, sizes_bytes=sizes, deadline=deadline)
         except (QueueFullError, DeadlineExceededError) as error:
             self._metrics.on_reject("queue" if isinstance(error, QueueFullError) else "deadline", count=len(images))
             raise
-        self._metrics.on_queue()
-        return futures
 
     def check_room(self) -> None:
         """Raise QueueFullError, and count one picture as refused, where not even one would be admitted now."""

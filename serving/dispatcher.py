@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 import structlog
 
-from bundle.errors import ImageError
+from bundle.errors import CalotypeError, ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
 from serving.errors import InvalidRequestError, NotReadyError, QueueFullError, status_name
@@ -77,11 +77,13 @@ class Dispatcher:
         model: str = "",
         version: str = "",
         time_left_s: float | None = None,
+        all_or_none: bool = False,
     ) -> Answers:
         """Run encoded pictures, or uint8 (crop, crop, 3) ones, and return probabilities or an ImageError for each.
 
         An empty model means the only or default one, an empty version the newest ready. Raises the errors of
-        `errors.STATUS`. When the call is cancelled, its pictures leave the queue.
+        `errors.STATUS`; with `all_or_none` also for the first picture that cannot be read. When the call is cancelled,
+        its pictures leave the queue.
         """
         picture_count = len(images)
         traced = self._tracing.request(door, picture_count=picture_count) if self._tracing else nullcontext()
@@ -91,6 +93,8 @@ class Dispatcher:
             served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
             await _wait(futures)
             course.outcomes = tuple([_outcome(future) for future in futures])
+            if all_or_none:
+                _check_read(course.outcomes)
             answers = Answers(model=served, outcomes=course.outcomes)
             if self._shadow is not None and not version:  # a request that names its version is no candidate's business
                 offer = partial(self._shadow.offer, images, answers.outcomes, answering=served)
@@ -128,6 +132,15 @@ class Dispatcher:
             served.check_room()
         except QueueFullError as error:
             self.count_refusal(error, door=door, model=served.contract.name)
+            raise
+
+    @contextmanager
+    def refusals(self, *, door: Door) -> Iterator[None]:
+        """Count as refused a request that its door cannot read."""
+        try:
+            yield
+        except CalotypeError as error:
+            self.count_refusal(error, door=door)
             raise
 
     def count_refusal(self, error: Exception, *, door: Door, model: str = "") -> None:
@@ -219,3 +232,10 @@ def _outcome(future: Future[Verdict]) -> Verdict | ImageError:
     if isinstance(error, ImageError):
         return error
     return future.result()
+
+
+def _check_read(outcomes: Sequence[Verdict | ImageError]) -> None:
+    """Raise InvalidRequestError for the first picture that could not be read."""
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, ImageError):
+            raise InvalidRequestError(f"images[{place}]: {outcome.code}: {outcome}")

@@ -140,12 +140,9 @@ class HttpDoor:
     @asynccontextmanager
     async def _admitted(self, request: Request) -> AsyncIterator[tuple[Question, tuple[bytes, ...]]]:
         """Read a request whole; the body counts as wait of the deadline, and is held until the answer is there."""
-        try:
+        with self._dispatcher.refusals(door="http"):
             question = Question.parse(request.query_params, model=request.path_params.get("model", ""))
             body = await self._bodies.read(request)
-        except CalotypeError as error:
-            self._dispatcher.count_refusal(error, door="http")
-            raise
         with body:
             yield question, body.images
 

@@ -5,21 +5,16 @@ from functools import partial
 
 import numpy as np
 
-from bundle.errors import ImageError
 from protos import open_inference_pb2 as pb
 from serving.classifier import ServedModel
 from serving.dispatcher import Answers
-from serving.errors import InvalidRequestError
 from serving.steps import Verdict
-from serving.tensors import INPUT_NAME, UNKNOWN_NAME, join
+from serving.tensors import UNKNOWN_NAME, join
 
 
 def answer_message(answers: Answers, asked: Mapping[str, int], request_id: str) -> pb.ModelInferResponse:
-    """Return the response with the outputs of `tensors.asked_outputs`, in their order.
-
-    Raises InvalidRequestError for the first picture that could not be read.
-    """
-    verdicts = _verdicts(answers.outcomes)
+    """Return the response with the outputs of `tensors.asked_outputs`, in their order; all `answers` are verdicts."""
+    verdicts = [outcome for outcome in answers.outcomes if isinstance(outcome, Verdict)]
     outputs = [_output(name, verdicts, answers.model, label_count=count) for name, count in asked.items()]
     return pb.ModelInferResponse(
         model_name=answers.model.contract.name,
@@ -28,16 +23,6 @@ def answer_message(answers: Answers, asked: Mapping[str, int], request_id: str) 
         outputs=[tensor for tensor, _ in outputs],
         raw_output_contents=[raw for _, raw in outputs],
     )
-
-
-def _verdicts(outcomes: Sequence[Verdict | ImageError]) -> list[Verdict]:
-    """Return the verdicts on all pictures. Raises InvalidRequestError for the first that could not be read."""
-    verdicts = []
-    for place, outcome in enumerate(outcomes):
-        if isinstance(outcome, ImageError):
-            raise InvalidRequestError(f"{INPUT_NAME}[{place}]: {outcome.code}: {outcome}")
-        verdicts.append(outcome)
-    return verdicts
 
 
 def _output(

@@ -7,7 +7,6 @@ requests, a model's batcher is heard through `ModelMetrics`.
 
 import os
 import platform
-from collections.abc import Callable
 from typing import Final, Literal
 
 from prometheus_client import (
@@ -166,22 +165,21 @@ class ModelMetrics(Observer):
             stage: metrics.answered_seconds.labels(*labels, stage) for stage in ("total", "input", "inference")
         }
         self._queue_pictures = metrics.queue_pictures.labels(*labels)
-        self._queued: Callable[[], int] | None = None
+        self._serves = False
 
     def on_wait(self, seconds: float) -> None:
         """See Observer."""
         self._queue.observe(seconds)
-        self.on_queue()
 
     def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
         """See Observer."""
         self._inference.observe(seconds)
         self._sizes[closing].observe(size)
 
-    def on_queue(self) -> None:
-        """Publish how many pictures wait now."""
-        if self._queued is not None:
-            self._queue_pictures.set(self._queued())
+    def on_queue(self, items: int) -> None:
+        """See Observer."""
+        if self._serves:
+            self._queue_pictures.set(items)
 
     def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
         """See Observer."""
@@ -217,16 +215,16 @@ class ModelMetrics(Observer):
         """Count a picture that could not be read."""
         self._metrics.pictures.labels(*self._labels, code).inc()
 
-    def on_ready(self, *, digest: str, provider: str, variant: str, queued: Callable[[], int]) -> None:
-        """Publish that this version serves, and how many pictures wait for it."""
+    def on_ready(self, *, digest: str, provider: str, variant: str) -> None:
+        """Publish that this version serves, and from now on how many pictures wait for it."""
         self._metrics.owners[self._labels] = (self, digest)
         self._metrics.model_info.labels(*self._labels, digest, provider, variant).set(1)
-        self._queued = queued
-        self.on_queue()
+        self._serves = True
+        self.on_queue(0)
 
     def on_gone(self, *, digest: str, provider: str, variant: str) -> None:
         """Withdraw what `on_ready` published, unless the same version has been loaded anew meanwhile."""
-        self._queued = None  # or this and the queue would hold each other, and the model's 75 MB, until collected
+        self._serves = False
         owner, serving = self._metrics.owners.get(self._labels, (self, digest))
         if owner is self or serving != digest:
             self._withdraw(self._metrics.model_info, *self._labels, digest, provider, variant)

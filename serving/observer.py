@@ -8,6 +8,9 @@ Closing = Literal["full", "shared", "drained"]  # at its limit; the rest left fo
 class Observer:
     """Hears what a batcher does, from its threads; this one does not listen."""
 
+    def on_queue(self, items: int) -> None:
+        """Hear how many admitted items no instance has taken, whenever that changes; under the batcher's lock."""
+
     def on_wait(self, seconds: float) -> None:
         """Hear how long an item waited for a thread, all told."""
 

@@ -159,14 +159,16 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return answer
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        asked, request_id = asked_outputs(request), request.id
-        answering = self._dispatcher.classify(
-            read_pictures(request, max_images=self._max_images),
-            door="inference",
-            model=request.model_name,
-            version=request.model_version,
-            time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
-        )
+        with self._dispatcher.refusals(door="inference"):
+            asked, request_id = asked_outputs(request), request.id
+            answering = self._dispatcher.classify(
+                read_pictures(request, max_images=self._max_images),
+                door="inference",
+                model=request.model_name,
+                version=request.model_version,
+                time_left_s=_sooner(context.time_remaining(), timeout_s(request)),
+                all_or_none=True,
+            )
         del request  # or its pictures would be in memory once more for as long as they wait
         return answer_message(await answering, asked, request_id)
 

@@ -73,7 +73,8 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
 
     async def _classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         if not (math.isfinite(request.min_score) and 0 <= request.min_score <= 1):
-            raise InvalidRequestError(f"min_score: found {request.min_score}, wanted 0..1")
+            with self._dispatcher.refusals(door="classifier.v1"):
+                raise InvalidRequestError(f"min_score: found {request.min_score}, wanted 0..1")
         answering = self._dispatcher.classify(
             tuple(request.images),  # every look at a repeated field copies the bytes anew
             door="classifier.v1",

@@ -23,9 +23,9 @@ LABELS = tiny_bundle.LABELS
 
 
 @asynccontextmanager
-async def serving(models, *, settings=SETTINGS, wrap=lambda served: served):
+async def serving(models, *, settings=SETTINGS, wrap=lambda served: served, metrics=None):
     """A server that says SERVING, a channel to it without retries, and its port."""
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     catalogue = Catalogue(models, lambda folder: wrap(load_model(folder, settings, metrics=metrics)))
     server = Server(catalogue, settings, metrics=metrics)
     await server.startup()

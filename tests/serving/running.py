@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 
 import grpc
@@ -138,3 +139,12 @@ def plain_channel(address, **options):
     """A channel as anyone makes it: no retry policy, no options."""
     with grpc.insecure_channel(address, options=list(options.items())) as channel:
         yield channel
+
+
+def counted(metrics):
+    """How many requests were counted, by door and status."""
+    (family,) = metrics.requests.collect()
+    totals = Counter()
+    for sample in family.samples:
+        totals[sample.labels["door"], sample.labels["status"]] += sample.value
+    return dict(totals)

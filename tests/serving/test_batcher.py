@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from serving.admission import Admission, BatcherLimits
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
+from serving.observer import Observer
 from serving.occupancy import Occupancy
 
 PATIENCE_S = 20
@@ -42,9 +43,19 @@ def prepare(number):
     return number
 
 
-def make(gate, *, clock=lambda: 0.0, **limits):
+class Depths(Observer):
+    """Notes how much waits, whenever it hears of it."""
+
+    def __init__(self):
+        self.heard = [0]
+
+    def on_queue(self, items):
+        self.heard.append(items)
+
+
+def make(gate, *, clock=lambda: 0.0, observer=None, **limits):
     chosen = {"instances": 1, "prepare_threads": 0, "run_sizes": (1, 2, 4), "max_batch": 4, **limits}
-    batcher = Batcher(prepare, gate.run, limits=BatcherLimits(**chosen), clock=clock)
+    batcher = Batcher(prepare, gate.run, limits=BatcherLimits(**chosen), clock=clock, observer=observer)
     batcher.start()
     return batcher
 
@@ -61,9 +72,12 @@ def submit(batcher, *numbers, deadline=None, size_bytes=1):
     is_held=st.booleans(),
 )
 def test_every_item_gets_its_own_answer_exactly_once(requests, instances, prepare_threads, is_held):
-    """Whatever arrives, is cancelled or fails: an answer of its own, its failure, or its cancellation."""
-    gate, answered, lock = Gate(is_open=not is_held), [], threading.Lock()
-    batcher = make(gate, instances=instances, prepare_threads=prepare_threads)
+    """Whatever arrives, is cancelled or fails: an answer of its own, its failure, or its cancellation.
+
+    The depth that is told is that of the queue, and 0 when all is done.
+    """
+    gate, depths, answered, lock = Gate(is_open=not is_held), Depths(), [], threading.Lock()
+    batcher = make(gate, observer=depths, instances=instances, prepare_threads=prepare_threads)
     pairs = []
 
     def note(future):
@@ -93,6 +107,8 @@ def test_every_item_gets_its_own_answer_exactly_once(requests, instances, prepar
             assert future.result() == 2 * number
     assert sorted(answered) == sorted(id(future) for _, future in pairs)
     assert (batcher.queued_items, batcher._admission.size_bytes) == (0, 0)  # the room is given back
+    assert depths.heard[-1] == 0
+    assert max(depths.heard) >= max((len(numbers) for numbers, _ in requests), default=0)
 
 
 def test_bad_item_fails_alone():

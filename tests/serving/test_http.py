@@ -30,6 +30,7 @@ SETTINGS = ServerSettings(
     instances=1,
     max_batch=1,
 )
+COLOURS = {"model": "colours", "version": "1"}
 RED = tiny_bundle.picture("red")
 
 
@@ -305,15 +306,21 @@ def test_the_pictures_of_a_caller_who_goes_away_leave_the_queue(models):
         writer.write(head.encode() + RED)
         queued = server._dispatcher.catalogue.find()._batcher
         await until(lambda: queued.queued_items)
+        waiting = depth(server)
         writer.close()
         await until(lambda: server._dispatcher._active == 1)
         held.let_go.set()
-        return (await first).status
+        status = (await first).status
+        await until(lambda: depth(server) == 0)
+        return status, waiting
 
-    status, value = serve(models, scene, wrap=held.around)
-    assert status == 200
+    def depth(server):
+        return server._dispatcher._metrics.registry.get_sample_value("calotype_queue_pictures", COLOURS)
+
+    answered, value = serve(models, scene, wrap=held.around)
+    assert answered == (200, 1)
     assert value("calotype_requests_total", {"door": "http", "model": "colours", "status": "CANCELLED"}) == 1
-    assert value("calotype_rejected_total", {"model": "colours", "version": "1", "reason": "cancelled"}) == 1
+    assert value("calotype_rejected_total", {**COLOURS, "reason": "cancelled"}) == 1
 
 
 def test_a_deadline_is_kept(models):

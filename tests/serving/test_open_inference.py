@@ -12,6 +12,7 @@ import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from inference_door import CROP, LABELS, SETTINGS, best, pixels, request, scene_with
+from running import counted
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
@@ -95,7 +96,8 @@ def test_the_calls_of_perf_analyzer_in_its_order(models):
     ],
 )
 def test_wrong_requests_get_their_status(models, made, status, text):
-    """The table of statuses, from the outside."""
+    """The table of statuses, from the outside; the metrics count what the caller saw."""
+    metrics = Metrics()
 
     async def scene(stub, channel):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -103,12 +105,13 @@ def test_wrong_requests_get_their_status(models, made, status, text):
         assert caught.value.code().name == status
         assert text in caught.value.details()
 
-    scene_with(models, scene)
+    scene_with(models, scene, metrics=metrics)
+    assert counted(metrics) == {("inference", status): 1}
 
 
 def test_an_unreadable_picture_fails_its_request_by_place_and_code(models):
-    """This protocol has no errors of single pictures."""
-    made = request("red", "blue")
+    """This protocol has no errors of single pictures; the metrics count what the caller saw."""
+    made, metrics = request("red", "blue"), Metrics()
     made.raw_input_contents[0] = join([tiny_bundle.picture("red"), b"no picture"])
 
     async def scene(stub, channel):
@@ -119,7 +122,8 @@ def test_an_unreadable_picture_fails_its_request_by_place_and_code(models):
         (stats,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
         assert (stats.inference_count, stats.inference_stats.fail.count) == (1, 1)
 
-    scene_with(models, scene)
+    scene_with(models, scene, metrics=metrics)
+    assert counted(metrics) == {("inference", "INVALID_ARGUMENT"): 1}
 
 
 def test_unknown_names_are_not_found_and_not_ready(models):

@@ -12,6 +12,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from running import counted
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
@@ -30,9 +31,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @asynccontextmanager
-async def serving(models, *, load=lambda folder: load_model(folder, SETTINGS, metrics=METRICS)):
+async def serving(models, *, load=lambda folder: load_model(folder, SETTINGS, metrics=METRICS), metrics=None):
     """A server that says SERVING, and a channel to it without retries."""
-    server = Server(Catalogue(models, load), SETTINGS, metrics=Metrics())
+    server = Server(Catalogue(models, load), SETTINGS, metrics=metrics or Metrics())
     await server.startup()
     await server.say_serving()
     options = [("grpc.enable_retries", 0)]
@@ -128,15 +129,17 @@ def test_one_bad_picture_fails_alone(models):
     ],
 )
 def test_wrong_requests_get_their_status(models, bad, status):
-    """The table of statuses, from the outside."""
+    """The table of statuses, from the outside; the metrics count what the caller saw."""
+    metrics = Metrics()
 
     async def scene():
-        async with serving(models) as channel:
+        async with serving(models, metrics=metrics) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await classifier_pb2_grpc.ClassifierStub(channel).Classify(bad)
         assert caught.value.code().name == status
 
     asyncio.run(scene())
+    assert counted(metrics) == {("classifier.v1", status): 1}
 
 
 class FailingModel:
