@@ -165,6 +165,7 @@ class ModelMetrics(Observer):
             stage: metrics.answered_seconds.labels(*labels, stage) for stage in ("total", "input", "inference")
         }
         self._queue_pictures = metrics.queue_pictures.labels(*labels)
+        metrics.load_failures.labels(name)  # 0 from now on, so that the first one is a rise
         self._serves = False
 
     def on_wait(self, seconds: float) -> None:

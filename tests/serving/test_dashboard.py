@@ -21,6 +21,7 @@ DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
 OF_THE_SCRAPE = {"job", "instance"}  # Prometheus itself adds these
 METRIC = re.compile(r"\b((?:calotype|process)_[a-z_]+)\b(?:\{([^}]*)\})?")
 GROUPING = re.compile(r"\bby \(([^)]*)\)")
+EQUALS = re.compile(r'([a-z_]+)="([^"$]*)"')
 NAMES = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=)")
 
 
@@ -82,6 +83,20 @@ def test_every_query_of_the_dashboard_is_exported(exposition):
     assert len(wanted) > 30
     assert [name for name, _ in wanted if name not in exported] == []
     assert [(name, labels - exported[name]) for name, labels in wanted if labels - exported[name]] == []
+
+
+def test_every_value_that_the_dashboard_picks_out_is_exported(exposition):
+    """status="OK", stage="input" and their like; $variables are the viewer's."""
+    samples = [sample for family in text_string_to_metric_families(exposition) for sample in family.samples]
+    picked = [
+        (name, set(EQUALS.findall(matchers)))
+        for query in queries(json.loads(DASHBOARD.read_text()))
+        for name, matchers in METRIC.findall(query)
+        if EQUALS.search(matchers)
+    ]
+    assert len(picked) > 3
+    for name, labels in picked:
+        assert any(name == sample.name and labels <= sample.labels.items() for sample in samples), (name, labels)
 
 
 def test_the_dashboard_shows_every_metric_of_the_server(exposition):
