@@ -123,6 +123,10 @@ class Catalogue:
         answering = [shelf.get(shelf.answering) for shelf in self._shelves.values()]
         return answering[0].served if len(answering) == 1 and answering[0] else None
 
+    def answers(self, entry: Entry) -> bool:
+        """Say whether this version answers requests that name none."""
+        return entry.state == "READY" and entry.version == self._shelf(entry.name).answering
+
     def candidate(self, name: str, version: int) -> ServedModel | None:
         """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
         return self._shelf(name).candidate(version)

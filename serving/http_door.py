@@ -117,7 +117,8 @@ class HttpDoor:
         return Response(text, headers={"content-type": content_type, **_NO_STORE})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002 -- as above
-        models = [_model_record(entry) for entry in self._dispatcher.catalogue.entries()]
+        catalogue = self._dispatcher.catalogue
+        models = [_model_record(entry, answers=catalogue.answers(entry)) for entry in catalogue.entries()]
         return JSONResponse({"models": models}, headers=_NO_STORE)
 
     async def _classify(self, request: Request) -> Response:
@@ -192,8 +193,9 @@ def _result_record(outcome: Verdict | ImageError, model: ServedModel, question: 
     return {"predictions": predictions, "unknown": outcome.unknown}
 
 
-def _model_record(entry: Entry) -> dict[str, object]:
+def _model_record(entry: Entry, *, answers: bool) -> dict[str, object]:
     record: dict[str, object] = {"name": entry.name, "version": str(entry.version), "state": entry.state}
+    record["answers"] = answers  # requests that name no version
     if entry.served is not None:
         spec = entry.served.contract.preprocess
         record |= {

@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from bundle import __version__
 from serving.observer import Closing, Observer
+from serving.worker_metrics import CrewCollector
 
 MAX_COUNTED_LABELS: Final = 1000  # a model with more classes is counted without their names: each is a time series
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -44,8 +45,9 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self.exposed = CollectorRegistry()
             MultiProcessCollector(self.exposed)  # type: ignore[no-untyped-call]
+            self.exposed.register(CrewCollector(os.getppid()))
         else:
-            ProcessCollector(registry=registry)  # CPU, memory, descriptors, start time; not of one worker among many
+            ProcessCollector(registry=registry)  # CPU, memory, descriptors, start time
         build = Info("calotype_build", "Which server this is.", registry=self.exposed)
         build.info({"version": __version__, "python": platform.python_version()})
         self.requests = Counter(

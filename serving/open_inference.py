@@ -4,6 +4,7 @@ The written rules stand in protos/open_inference.proto. What is not named there 
 memory, loading and unloading, trace and log settings. Knows no onnxruntime.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final
@@ -105,13 +106,15 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                 self._dispatcher.catalogue.find(request.name, request.version)
         except Exception as error:  # noqa: BLE001 -- as above
             await abort(context, error)
-        return pb.ModelStatisticsResponse(
-            model_stats=[
-                _statistics(entry, read_statistics(self._metrics, entry.name, entry.version))
-                for entry in self._ready()
-                if request.name in ("", entry.name) and request.version in ("", str(entry.version))
-            ]
+        asked = [
+            entry
+            for entry in self._ready()
+            if request.name in ("", entry.name) and request.version in ("", str(entry.version))
+        ]
+        found = await asyncio.to_thread(  # the files of several workers, or a thousand labels, take some ms
+            lambda: [read_statistics(self._metrics, entry.name, entry.version) for entry in asked]
         )
+        return pb.ModelStatisticsResponse(model_stats=list(map(_statistics, asked, found)))
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802 -- rpc
         """List every known version, or those that answer."""

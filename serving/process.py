@@ -75,9 +75,18 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
 
 def _start_tracing() -> Tracing | None:
     """Return tracing where the environment names a collector for it."""
-    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not any(map(os.environ.get, names)) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if is_disabled or not _otel("EXPORTER_OTLP_TRACES_ENDPOINT", "EXPORTER_OTLP_ENDPOINT"):
         return None
+    exporter = _otel("TRACES_EXPORTER") or "otlp"
+    if exporter == "none":
+        return None
+    protocol = _otel("EXPORTER_OTLP_TRACES_PROTOCOL", "EXPORTER_OTLP_PROTOCOL") or "grpc"
+    if (exporter, protocol) != ("otlp", "grpc"):
+        raise StartupError(
+            f"OTEL_*: found exporter {exporter!r} and protocol {protocol!r}, wanted otlp and grpc; name the "
+            "collector's gRPC endpoint, usually port 4317, or set OTEL_TRACES_EXPORTER=none"
+        )
     try:
         from serving import tracing
     except ImportError as error:
@@ -85,6 +94,11 @@ def _start_tracing() -> Tracing | None:
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but not OpenTelemetry; install calotype[otel]"
         ) from error
     return tracing.start()
+
+
+def _otel(*names: str) -> str:
+    """Return the first of the variables OTEL_… that says something."""
+    return next(filter(None, (os.environ.get(f"OTEL_{name}") for name in names)), "")
 
 
 def _stop_on_signal() -> asyncio.Event:

@@ -6,9 +6,6 @@ Reads `serving.metrics`, counts nothing itself. Knows no network.
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.samples import Sample
-
 from serving.metrics import Metrics
 
 _NS: Final = 1_000_000_000  # in a second
@@ -28,31 +25,23 @@ class Statistics:
 
 
 def read_statistics(metrics: Metrics, name: str, version: int) -> Statistics:
-    """Return the statistics of one version; zeros where nothing was counted."""
+    """Return the statistics of one version, of all workers together; zeros where nothing was counted."""
+    samples = [sample for family in metrics.exposed.collect() for sample in family.samples]
     labels = {"model": name, "version": str(version)}
 
-    def total(metric: MetricWrapperBase, suffix: str = "_total", **more: str) -> float:
-        return sum(sample.value for sample in _samples(metric, suffix, labels | more))
+    def total(metric: str, **more: str) -> float:
+        wanted = labels | more
+        return sum(one.value for one in samples if one.name == metric and wanted.items() <= one.labels.items())
 
     def total_ns(stage: str) -> int:
-        return round(_NS * total(metrics.answered_seconds, stage=stage))
+        return round(_NS * total("calotype_answered_seconds_total", stage=stage))
 
     return Statistics(
-        pictures=round(total(metrics.pictures, outcome="OK")),
-        batches=round(total(metrics.batch_size, "_count")),
-        answered=round(total(metrics.answered)),
-        failed=round(total(metrics.unanswered)),
+        pictures=round(total("calotype_pictures_total", outcome="OK")),
+        batches=round(total("calotype_batch_size_count")),
+        answered=round(total("calotype_answered_total")),
+        failed=round(total("calotype_unanswered_total")),
         total_ns=total_ns("total"),
         input_ns=total_ns("input"),
         infer_ns=total_ns("inference"),
     )
-
-
-def _samples(metric: MetricWrapperBase, suffix: str, labels: dict[str, str]) -> list[Sample]:
-    """Return the samples that carry these labels, whatever their others are."""
-    return [
-        sample
-        for family in metric.collect()
-        for sample in family.samples
-        if sample.name.endswith(suffix) and labels.items() <= sample.labels.items()
-    ]

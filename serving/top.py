@@ -3,6 +3,7 @@
 Rates and quantiles are those of the time between two readings; of a single reading, those since the server's start.
 """
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -89,7 +90,7 @@ def read(address: str, access: Access = OPEN) -> Reading:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:  # noqa: S310 -- as above
             text = answer.read(_MAX_BYTES).decode()
         return parse(text, at_s=time.time())
-    except (OSError, ValueError) as error:  # urllib's own errors are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise ClientError(
             f"{address}: found no metrics ({reason}); name the server's --http-address", status="UNAVAILABLE"
@@ -142,19 +143,18 @@ def frame(address: str, span: Span) -> RenderableType:
 
 
 def _models(span: Span) -> Table:
-    table = _table("models", "model", "version", "variant", "provider", "pictures/s", "waiting", "p50 ms", "p99 ms")
-    for name, version in _pairs(span.after, "calotype_model_info"):
-        of = {"model": name, "version": version}
-        rows = [dict(given) for found, given in span.after.samples if found == "calotype_model_info"]
-        info = next(row for row in rows if row["model"] == name and row["version"] == version)
+    table = _table("models", "model", "version", "variant", "provider", "pictures/s", "waiting", "mean ms")
+    for info in _serving(span.after):
+        of = {"model": info["model"], "version": info["version"]}
+        answered = span.growth("calotype_answered_total", **of)
+        seconds = span.growth("calotype_answered_seconds_total", stage="total", **of)
         table.add_row(
-            name,
-            version,
+            *of.values(),
             info["variant"],
             info["provider"],
             f"{span.rate('calotype_pictures_total', **of):.1f}",
             f"{span.after.total('calotype_queue_pictures', **of):.0f}",
-            *(_ms(span.quantile("calotype_request_seconds", share, model=name)) for share in (0.5, 0.99)),
+            _ms(seconds / answered if answered else nan),
         )
     return table
 
@@ -199,9 +199,10 @@ def _refusals(span: Span) -> Table:
     return _filled(_table("not answered", "pictures", "per s"), rows)
 
 
-def _pairs(reading: Reading, name: str) -> list[tuple[str, str]]:
-    labels = [dict(given) for found, given in reading.samples if found == name]
-    return sorted((one["model"], one["version"]) for one in labels)
+def _serving(reading: Reading) -> list[dict[str, str]]:
+    """Return the labels of the versions that serve, sorted; of one that is gone a worker's file still tells 0."""
+    found = [dict(given) for (name, given), value in reading.samples.items() if name == "calotype_model_info" and value]
+    return sorted(found, key=lambda info: (info["model"], int(info["version"])))
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -1,7 +1,8 @@
 """Traces for OpenTelemetry: a span for every request, and below it queue, decode, preprocess and inference.
 
-Configured by the standard OTEL_* variables alone: without an endpoint, or without the extra `otel`, nothing of it is
-imported. Continues the caller's trace (W3C traceparent, or what OTEL_PROPAGATORS asks for). Pictures are never sent.
+Configured by the standard OTEL_* variables alone, over gRPC: without an endpoint, or without the extra `otel`, nothing
+of it is imported. Continues the caller's trace (W3C traceparent, or what OTEL_PROPAGATORS asks for). Pictures are never
+sent.
 """
 
 import os

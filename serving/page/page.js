@@ -41,12 +41,17 @@ function tokenGiven() {
   gate.hidden = false;
   byId("token").focus();
   return new Promise((resolve) => {
-    gate.addEventListener("submit", (event) => {
+    gate.onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem("token", byId("token").value.trim());
+      const token = byId("token").value.trim();
+      if (!/^[!-~]+$/.test(token)) { // no header can carry it: fetch would fail before it asks
+        byId("refused").textContent = "This is no token; paste it as it was printed.";
+        return;
+      }
+      sessionStorage.setItem("token", token);
       gate.hidden = true;
       resolve();
-    }, { once: true });
+    };
   });
 }
 
@@ -59,7 +64,7 @@ async function showModels() {
       answer = await call("v1/models");
     }
     if (!answer.ok) throw new Error(answer.statusText);
-    models = (await answer.json()).models.filter((one) => one.state === "READY");
+    models = (await answer.json()).models.filter((one) => one.answers);
   } catch {
     byId("about").textContent = "The server does not say which models it has; reload the page in a moment.";
     return;
@@ -68,11 +73,10 @@ async function showModels() {
     byId("about").textContent = "No model is ready yet; reload the page in a moment.";
     return;
   }
-  const newest = new Map(models.map((one) => [one.name, one])); // versions ascend
-  for (const one of newest.values()) model.append(new Option(one.name, one.name));
-  byId("chooser").hidden = newest.size < 2;
+  for (const { name } of models) model.append(new Option(name, name));
+  byId("chooser").hidden = models.length < 2;
   const describe = () => {
-    const { name, version, labels } = newest.get(model.value);
+    const { name, version, labels } = models.find((one) => one.name === model.value);
     const some = labels.slice(0, 6).join(", ");
     byId("about").textContent = `${name}, version ${version}, tells ${labels.length} things apart: ${some}${labels.length > 6 ? " …" : ""}`;
   };

@@ -418,7 +418,7 @@ def test_a_refused_rpc_keeps_its_id_beside_the_push_back(models):
 def test_models_are_listed(running):
     """What the page needs to know, and nothing of the folder."""
     (model,) = ask(running, "/v1/models").json["models"]
-    assert (model["name"], model["version"], model["state"]) == ("colours", "1", "READY")
+    assert (model["name"], model["version"], model["state"], model["answers"]) == ("colours", "1", "READY", True)
     assert (model["labels"], model["provider"], model["precision"]) == (list(tiny_bundle.LABELS), "cpu", "fp32")
 
 

@@ -26,11 +26,11 @@ _PASTE = _DATA % 'event = new ClipboardEvent("paste", { clipboardData: data }); 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """A server of two models."""
+    """A server of two models, of one of them not the newest version."""
     models = tmp_path_factory.mktemp("served")
-    for name in ("colours", "shades"):
+    for name in ("colours", "colours", "shades"):
         tiny_bundle.write(models, name=name)
-    with process(models, "--http-address", ":0") as started:
+    with process(models, "--http-address", ":0", "--pin", "colours=1") as started:
         yield f"http://127.0.0.1:{port(started, 'http_port')}/"
 
 
@@ -61,6 +61,7 @@ def test_pictures_are_answered_quietly_in_both_schemes_at_any_width(browser, url
         expect(page.locator(".bars")).to_have_count(2)
         expect(page.locator(".wrong")).to_have_text("This is not a picture.")
         expect(page.locator("#status")).to_have_text("")
+        expect(page.locator("#about")).to_contain_text("colours, version 1, tells 3 things apart")
         red = cards(page).filter(has_text="a-very-long")
         expect(red.locator(".bars li").first).to_have_text("red93.5 %")
         expect(red.locator(".facts")).to_contain_text("ms in the server) · colours, version 1")
@@ -187,7 +188,10 @@ def test_a_server_with_tokens_asks_for_one_and_keeps_it_for_the_tab(browser, tmp
         page = seen.page
         expect(page.locator("#token")).to_be_focused()
         keep(page, "page-token")
-        page.keyboard.type("wrong")
+        page.keyboard.type("\u201ccurly\u201d")  # no header can carry it
+        page.keyboard.press("Enter")
+        expect(page.locator("#refused")).to_contain_text("This is no token")
+        page.locator("#token").fill("wrong")
         page.keyboard.press("Enter")
         expect(page.locator("#refused")).to_have_text("The server does not know this token.")
         page.locator("#token").fill(token)

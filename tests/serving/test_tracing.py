@@ -114,3 +114,17 @@ def test_an_endpoint_without_the_packages_is_one_line(models, tmp_path, monkeypa
     monkeypatch.setitem(ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{ENVIRONMENT['PYTHONPATH']}")
     assert "install calotype[otel]" in refusal(models)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"), ("OTEL_TRACES_EXPORTER", "zipkin")]
+)
+def test_what_is_not_sent_here_is_refused_and_none_is_none(models, monkeypatch, name, value):
+    """Spans go over gRPC alone; a collector that listens for something else would get nothing, without a word."""
+    monkeypatch.setitem(ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(ENVIRONMENT, name, value)
+    assert "wanted otlp and grpc" in refusal(models)
+    code = "import serving.process as s; print(s._start_tracing())"
+    silent = {**ENVIRONMENT, "OTEL_TRACES_EXPORTER": "none"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=silent, check=True)
+    assert done.stdout.strip() == "None"

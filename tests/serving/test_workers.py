@@ -3,19 +3,26 @@
 import json
 import os
 import queue
+import resource
 import signal
+import subprocess
+import sys
 import threading
-import urllib.request
 from collections import Counter
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import grpc
 import tiny_bundle
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import ProcessCollector
+from test_client_and_cli import command
 from test_process import process, refusal
 
 from protos import classifier_pb2 as pb
-from protos import classifier_pb2_grpc
+from protos import classifier_pb2_grpc, open_inference_pb2_grpc
+from protos import open_inference_pb2 as v2
+from serving.top import read
+from serving.worker_metrics import CrewCollector
 from serving.workers import MAX_PAUSE_S, pause_s
 
 PATIENCE_S = 60
@@ -73,23 +80,57 @@ def classify(channel, *, reconnect=False):
     return stub.Classify(request, timeout=PATIENCE_S, wait_for_ready=reconnect)
 
 
-def counted(http_port):
-    """How many requests /metrics tells of, and how often each process is named there."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=PATIENCE_S) as answer:
-        families = list(text_string_to_metric_families(answer.read().decode()))
-    samples = [sample for family in families for sample in family.samples]
-    return sum(sample.value for sample in samples if sample.name == "calotype_requests_total")
+def told(http_port, name):
+    """The sum of a metric's samples, over a connection of its own."""
+    return read(f"127.0.0.1:{http_port}").total(name)
+
+
+def pictures_told(port):
+    """The pictures of all versions that ModelStatistics tells of, over a connection of its own."""
+    with connection(port) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answer = stub.ModelStatistics(v2.ModelStatisticsRequest(), timeout=PATIENCE_S)
+    return sum(model.inference_count for model in answer.model_stats)
+
+
+def resident_bytes(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def begun_s(pid):
+    """When a process was started, as the library says of a single one."""
+    families = ProcessCollector(pid=lambda: pid, registry=None).collect()
+    (start,) = (family.samples[0].value for family in families if family.name == "process_start_time_seconds")
+    return start
 
 
 def test_connections_are_shared_out_and_counted_together(models):
-    """Both workers answer, and either tells the sum of both."""
-    with crew(models) as (_, _, port, http_port):
+    """Both workers answer, and either tells the sum of both, over six new connections: both are asked."""
+    with crew(models) as (running, pids, port, http_port):
         channels = [connection(port) for _ in range(CONNECTIONS)]
         for channel in channels:
             assert classify(channel).results[0].predictions[0].label == "red"
-        assert {counted(http_port) for _ in range(6)} == {float(CONNECTIONS)}  # six new connections: both are asked
+        assert {told(http_port, "calotype_requests_total") for _ in range(6)} == {float(CONNECTIONS)}
+        assert {pictures_told(port) for _ in range(6)} == {CONNECTIONS}
+        everybody = [resident_bytes(pid) for pid in (running.process.pid, *pids)]
+        assert told(http_port, "process_resident_memory_bytes") > 0.8 * sum(everybody) > 1.5 * max(everybody)
+        assert {told(http_port, "process_start_time_seconds") for _ in range(6)} == {begun_s(running.process.pid)}
+        assert "up 0 min" in str(command("top", "--address", f"127.0.0.1:{http_port}", "--once").stdout)
         for channel in channels:
             channel.close()
+
+
+def test_the_cpu_time_of_a_worker_that_died_stays_counted():
+    """A counter that fell would be taken for a restart of the server."""
+
+    def cpu_s():
+        families = {family.name: family for family in CrewCollector(os.getpid()).collect()}
+        return families["process_cpu_seconds"].samples[0].value
+
+    before, buried_s = cpu_s(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
+    buried_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - buried_s
+    assert cpu_s() - before > 0.8 * buried_s > 0.05
 
 
 def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
