@@ -219,7 +219,7 @@ async def on_error(request: Request, error: Exception) -> Response:  # noqa: ARG
     status = status_name(error)
     code, headers = HTTP_STATUS[status], dict(_NO_STORE)
     if isinstance(error, BodyTooLargeError):
-        code, headers["connection"] = 413, "close"  # the rest of the body is never read
+        code = 413  # the rest of the body is read and dropped, for a while: closed at once, the answer would be lost
     if isinstance(error, TryLaterError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if code == 401:

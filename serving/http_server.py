@@ -7,13 +7,16 @@ import socket
 from collections.abc import Iterator
 from typing import Final
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.errors import StartupError
 from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
+_OWED_S: Final = 20
 _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must be the ones to close
 
 
@@ -49,7 +52,7 @@ class HttpServer:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -79,6 +82,45 @@ class HttpServer:
         done, _ = await asyncio.wait({self._running}, timeout=grace_s)
         self._uvicorn.force_exit = not done
         await self._running
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which waits for ever for a request's head, and for the rest of a body that nobody wants any more.
+
+    A connection that owes either for longer than _OWED_S is closed: else a few hundred silent ones would use up
+    `max_connections`, and health with it. The body of a request that is being answered is `http_body`'s business.
+    """
+
+    _owed: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:  # else its keep-alive has begun
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        state = self.conn.their_state
+        if state is h11.IDLE or (state is h11.SEND_BODY and self.cycle.response_complete):
+            self._owed = self._owed or self.loop.call_later(_OWED_S, self.transport.close)
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._owed:
+            self._owed.cancel()
+            self._owed = None
 
 
 class _Uvicorn(uvicorn.Server):

@@ -149,6 +149,37 @@ def test_a_picture_of_something_else_is_unknown_at_every_door(models):
     serve(models, scene)
 
 
+def test_connections_that_owe_a_head_or_an_unwanted_body_are_closed(models, monkeypatch):
+    """Also one that sends a little now and then. One that rests after its answer stays."""
+    monkeypatch.setattr("serving.http_server._OWED_S", 0.3)
+    asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    unwanted = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 20001\r\n\r\n"
+
+    async def dribbled(reader, writer):
+        """The seconds until the server closes; meanwhile it gets byte after byte."""
+        started, reading = time.monotonic(), asyncio.create_task(reader.read())
+        while not (await asyncio.wait({reading}, timeout=0.02))[0]:
+            writer.write(b"x")
+        return time.monotonic() - started
+
+    async def scene(server, asking):
+        (rested, resting), *others = [await asyncio.open_connection("127.0.0.1", server.http_port) for _ in range(4)]
+        resting.write(asked)
+        assert b" 200 " in await asyncio.wait_for(rested.readline(), 20)
+        for (_, writer), start in zip(others, (b"", asked[:9], unwanted), strict=True):
+            writer.write(start)
+        (silent, _), *owing = others
+        took_s = await asyncio.wait_for(asyncio.gather(*(dribbled(*one) for one in owing)), 20)
+        assert await asyncio.wait_for(silent.read(), 20) == b""
+        assert min(took_s) > 0.25
+        resting.write(asked)
+        await asyncio.wait_for(rested.readuntil(b"HTTP/1.1 200 "), 20)
+        for _, writer in ((rested, resting), *others):
+            writer.close()
+
+    serve(models, scene)
+
+
 def test_several_pictures_keep_their_order_and_a_bad_one_fails_alone(running):
     """top_k and min_score shorten the answer."""
     pictures = [tiny_bundle.picture("blue"), b"no picture", tiny_bundle.picture("green", file_format="JPEG")]
@@ -196,12 +227,12 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(models):
         writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 20001\r\n\r\n")
         assert b" 413 " in await asyncio.wait_for(reader.readline(), 20)
         writer.close()
-        chunks = (b"x" * 1000 for _ in range(21))
-        assert (await asking("/v1/classify", body=chunks)).error == (413, "INVALID_ARGUMENT")
+        for body in ((b"x" * 1000 for _ in range(21)), b"x" * 30_000_000):  # the latter is more than a socket holds
+            assert (await asking("/v1/classify", body=body)).error == (413, "INVALID_ARGUMENT")
         assert (await asking("/v1/classify", body=RED)).status == 200
 
     _, value = serve(models, scene)
-    assert value("calotype_requests_total", {"door": "http", "model": "", "status": "INVALID_ARGUMENT"}) == 2
+    assert value("calotype_requests_total", {"door": "http", "model": "", "status": "INVALID_ARGUMENT"}) == 3
 
 
 def test_bodies_under_way_are_bounded_together(models):
