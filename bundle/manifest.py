@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bundle.contract import IMAGES, LOGITS, SIMILARITY, STRICT, Contract, Cosine, first_problem
 from bundle.errors import BundleError
+from bundle.files import read_file
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
@@ -164,10 +165,7 @@ def manifest_bytes(folder: Path) -> bytes:
     """Return folder/bundle.json as it stands, at most 32 MiB: what a signature is over. Raises BundleError."""
     path = folder / MANIFEST_NAME
     try:
-        size = path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path}: {size:,} bytes, wanted at most {MAX_MANIFEST_BYTES:,}; export the bundle again")
-        return path.read_bytes()
+        return read_file(path, max_bytes=MAX_MANIFEST_BYTES)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; wanted a folder that `trainer export` wrote") from error
 

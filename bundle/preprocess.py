@@ -3,7 +3,8 @@
 The rules, each with a test of its own:
 
 - The content decides the format, never the file's name. JPEG, PNG, WebP, BMP, GIF and TIFF are read.
-- Bytes and pixels are capped; pixels from the header, before anything is decoded.
+- Bytes and pixels are capped; pixels from the header, before anything is decoded. So are what costs more than its
+  pixels say: a TIFF's tiles, a JPEG's scans, a BMP's run lengths.
 - JPEGs are decoded at the smallest DCT scale (1/8, 1/4, 1/2, 1) whose shorter side still covers `resize_px`.
 - EXIF orientation is applied. Colour profiles are ignored.
 - Grey is repeated into three channels; 16-bit samples keep their high byte; CMYK is converted plainly.
@@ -22,6 +23,7 @@ import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from bundle import formats
 from bundle.errors import (
@@ -41,6 +43,9 @@ _OPTIONS: Final = {
     "bicubic": ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom)),  # a = -0.5
     "bilinear": ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear)),
 }
+_MAX_SCANS: Final = 100  # of a JPEG: encoders write about 10, and each takes as long as all the pixels
+_RUN_LENGTHS: Final = (1, 2)  # BMP's compression, which Pillow decodes in Python: 8 s for 64 Mpx
+_MAX_RUN_LENGTH_PIXELS: Final = 1_000_000
 _UPRIGHT: Final = {  # EXIF 2.32, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,7 +77,7 @@ class DecodeLimits:
     """Caps that hold before anything is allocated."""
 
     max_bytes: int = 20 * 2**20  # encoded bytes of one picture
-    max_pixels: int = 64_000_000  # width x height from the header; 64 Mpx are 192 MB of RGB
+    max_pixels: int = 64_000_000  # width x height from the header; of 64 Mpx: 192 MB of RGB, 1 GB where there is alpha
 
 
 DEFAULT_LIMITS: Final = DecodeLimits()
@@ -92,6 +97,7 @@ def decode_pixels(data: bytes, *, cover_px: int, limits: DecodeLimits = DEFAULT_
     try:
         with Image.open(BytesIO(data), formats=formats.READABLE) as image:
             _check_pixels(image.size, limits)
+            _check_costs(data, image, name=name, limits=limits)
             if name == "JPEG":
                 plain = _plain_jpeg(data, image, cover_px=cover_px)
                 if plain is not None:
@@ -145,6 +151,21 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits) -> None:
     if width * height > limits.max_pixels:
         raise TooManyPixelsError(
             f"found {width} x {height} pixels, wanted at most {limits.max_pixels:,} in all; send a smaller copy"
+        )
+
+
+def _check_costs(data: bytes, image: Image.Image, *, name: str, limits: DecodeLimits) -> None:
+    """Refuse what would take far more memory or time than its pixels say."""
+    if isinstance(image, TiffImageFile):
+        sides = [image.tag_v2.get(tag, 0) for tag in (TILEWIDTH, TILELENGTH)]  # a whole tile is allocated
+        if all(isinstance(side, int) for side in sides):
+            _check_pixels((sides[0], sides[1]), limits)
+    elif name == "JPEG" and (scans := formats.jpeg_scans(data)) > _MAX_SCANS:
+        raise CorruptImageError(f"JPEG has {scans:,} scans, wanted at most {_MAX_SCANS}; save it again")
+    elif image.info.get("compression") in _RUN_LENGTHS and image.width * image.height > _MAX_RUN_LENGTH_PIXELS:
+        raise TooManyPixelsError(
+            f"found {image.width} x {image.height} pixels in a BMP of run lengths, wanted at most "
+            f"{_MAX_RUN_LENGTH_PIXELS:,}; save it as PNG"
         )
 
 

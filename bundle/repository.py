@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import BundleError
+from bundle.files import read_file
 from bundle.manifest import MANIFEST_NAME, Manifest, load_manifest, to_json
 
 GOLDEN_FOLDER: Final = "golden"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_FILE_BYTES: Final = 2**31  # an ONNX file, being one protobuf message, has less
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -39,7 +41,7 @@ class Bundle:
         """Return a file's bytes after checking their hash, so that nothing changes between check and use."""
         path = self.folder / file
         try:
-            data = path.read_bytes()
+            data = read_file(path, max_bytes=_MAX_FILE_BYTES)
         except OSError as error:
             raise BundleError(
                 f"{path}: {error.strerror}, but the manifest lists it; export the bundle again"

@@ -6,6 +6,7 @@ because onnxruntime does not see cgroup quotas.
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -134,6 +135,8 @@ def open_session(
     # leave the cores to decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # at the end of a run
+    # Weights beside the file would be in no manifest: read from where the process happens to stand.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     wants_cuda = providers[0][0] == _CUDA
     if wants_cuda:
         _find_cuda_libraries()

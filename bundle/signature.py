@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from bundle.errors import KeyFileError, SignatureError
+from bundle.files import read_file
 from bundle.manifest import MANIFEST_NAME, from_json, manifest_bytes
 from bundle.repository import Bundle, listed_files
 
@@ -110,8 +111,7 @@ def trusted_keys(path: Path) -> list[Ed25519PublicKey]:
 def _check_signature(folder: Path, data: bytes, *, keys: Path) -> None:
     trusted, path = trusted_keys(keys), folder / SIGNATURE_NAME
     try:
-        with path.open("rb") as file:
-            signature = file.read(_SIGNATURE_BYTES + 1)
+        signature = read_file(path, max_bytes=MAX_KEY_FILE_BYTES)
     except FileNotFoundError as error:
         raise SignatureError(f"{folder}: not signed; sign it with `trainer sign {folder} --key KEY.pem`") from error
     except OSError as error:

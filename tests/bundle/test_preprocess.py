@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle.errors import (
+    CorruptImageError,
     EmptyImageError,
     ImageError,
     ImageTooLargeError,
@@ -20,6 +21,7 @@ from bundle.errors import (
     UnsupportedFormatError,
 )
 from bundle.preprocess import DecodeLimits, PreprocessSpec, decode, load_input, to_input
+from tests.fuzz.broken_files import run_length_bmp, tiled_tiff
 
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 PIXEL = (10, 20, 30)
@@ -260,6 +262,30 @@ def test_a_pixel_bomb_is_refused_from_its_header(kind: str):
         TooManyPixelsError, match=r"found (9000 x 9000|16000 x 16000) pixels, wanted at most 64,000,000"
     ):
         decode(bombs()[kind], cover_px=8)
+
+
+def test_a_tile_larger_than_its_picture_counts_as_pixels():
+    """libtiff allocates and inflates a whole tile: 1.6 GB of a file of 1.6 MB."""
+    assert pixels(tiled_tiff(16))[1][2] == [18, 18, 18]
+    with pytest.raises(TooManyPixelsError, match="found 40960 x 40960 pixels"):
+        decode(tiled_tiff(40960), cover_px=8)
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    """Each takes as long as all the pixels, and needs ten bytes."""
+    whole, scan = encode(NOISE, "JPEG", progressive=True), bytes.fromhex("ffda0008010100003f00")
+    assert whole.count(scan[:2]) < 15
+    for start in (0, 1):  # wherever they fall
+        bomb = whole[:-2] + b"\0" * start + scan * 101 + whole[-2:]
+        with pytest.raises(CorruptImageError, match="scans, wanted at most 100"):
+            decode(bomb, cover_px=8)
+
+
+def test_a_large_bmp_of_run_lengths_is_refused():
+    """Pillow decodes it in Python; a small one is read."""
+    assert pixels(run_length_bmp(33))[0][0] == [255, 0, 0]
+    with pytest.raises(TooManyPixelsError, match="1001 x 1001 pixels in a BMP of run lengths"):
+        decode(run_length_bmp(1001), cover_px=8)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,5 +1,6 @@
 """A folder of models: what is listed, how a version is added, and what is noticed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,20 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path):
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(BundleError, match=rf"manifest says {variant.sha256[:12]}.*export the bundle again"):
         bundle.read(variant.file, variant.sha256)
+
+
+def test_what_is_no_file_is_neither_read_nor_waited_for(tmp_path: Path):
+    """A device without an end, a pipe without a writer; a link to a file is one."""
+    bundle = make_bundle(tmp_path)
+    path = bundle.folder / "bundle.json"
+    kept = path.rename(path.with_name("kept.json"))
+    path.symlink_to(kept)
+    assert load_bundle(bundle.folder) == bundle
+    for make in (lambda: path.symlink_to("/dev/zero"), lambda: os.mkfifo(path), path.mkdir):
+        path.unlink()
+        make()
+        with pytest.raises(BundleError, match=r"bundle\.json"):
+            load_bundle(bundle.folder)
 
 
 def test_a_missing_file_is_noticed(tmp_path: Path):

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from onnx.external_data_helper import set_external_data
 
 from bundle.errors import BundleError, ProviderError
 from bundle.manifest import Precision
@@ -170,6 +172,18 @@ def test_the_file_is_not_kept_in_memory_beside_the_session(tiny: Bundle):
     session = open_session(data, Path("model.onnx"), intra_op_threads=1)
     assert session.get_inputs()
     assert sys.getrefcount(data) == 2
+
+
+def test_weights_beside_the_file_are_refused(tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They stand in no manifest, and onnxruntime would look for them where the process happens to stand."""
+    model = onnx.load_model_from_string(tiny.read("model.onnx", tiny.manifest.variant("fp32").sha256))
+    tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    (tmp_path / "weights.bin").write_bytes(tensor.raw_data)
+    set_external_data(tensor, location="weights.bin")
+    tensor.ClearField("raw_data")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="cannot open it"):
+        open_session(model.SerializeToString(), Path("model.onnx"), intra_op_threads=1)
 
 
 def test_bytes_that_are_no_onnx_are_refused(tiny: Bundle):

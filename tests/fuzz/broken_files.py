@@ -32,7 +32,26 @@ def _animated(file_format):
     return out.getvalue()
 
 
+def tiled_tiff(tile_px):
+    """A grey TIFF of 16 x 16 pixels in one tile, whose samples are there where the tile is no larger."""
+    tags = [(256, 16), (257, 16), (258, 8), (259, 1), (262, 1), (322, tile_px), (323, tile_px), (324, 134), (325, 256)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(16) + bytes(range(256))
+
+
+def run_length_bmp(side, value=1):
+    """A BMP of RLE8 in one of four colours: each row one run after another, all in red where the value is 1."""
+    runs = [min(255, side - start) for start in range(0, side, 255)]
+    row = b"".join(bytes([run, value]) for run in runs) + b"\0\0"
+    palette, body = bytes([0, 0, 0, 0, 0, 0, 255, 0, 0, 255, 0, 0, 255, 0, 0, 0]), row * side + b"\0\1"
+    start = 14 + 40 + len(palette)
+    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 2835, 2835, 4, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + info + palette + body
+
+
 WHOLE = [
+    tiled_tiff(16),
+    run_length_bmp(33),
     _encoded("RGB", "JPEG"),
     _encoded("L", "JPEG"),
     _encoded("CMYK", "JPEG"),
