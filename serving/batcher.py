@@ -136,8 +136,13 @@ class Batcher(Generic[Payload, Row, Answer]):
         while (entry := self._next_incoming()) is not None:
             ticket, payload = entry
             row = None
-            error: Exception | None = past_deadline() if ticket.is_late(self._clock()) else None
-            if error is None and not ticket.future.cancelled():
+            error: Exception | None = None
+            if ticket.is_late(self._clock()):
+                self._observer.on_drop("deadline")
+                error = past_deadline()
+            elif ticket.future.cancelled():
+                self._observer.on_drop("cancelled")
+            else:
                 try:
                     row = self._prepare(payload)
                 except Exception as failure:  # noqa: BLE001 -- whatever it is, it belongs to this item's caller

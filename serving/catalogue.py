@@ -5,10 +5,12 @@ before anyone can reach them, those that vanish leave. A version that fails is r
 serves, and is tried again only when its folder changes. Knows no grpc.
 """
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -20,6 +22,8 @@ from serving.errors import NotReadyError, SettingsError, StartupError, UnknownMo
 from serving.memory import return_memory
 from serving.shelves import Entry, Shelf, fingerprint
 from serving.versions import VersionPolicy
+
+_ABSOLUTE: Final = re.compile(r"(?<![\w./-])/[^\s\"';:,()]+")
 
 log = structlog.get_logger(__name__)
 
@@ -33,12 +37,14 @@ class Catalogue:
         load: Callable[[Path], ServedModel],
         *,
         default_model: str = "",
+        usual_model: str = "",
         policy: VersionPolicy | None = None,
         on_refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._models = models
         self._load = load
         self._default_model = default_model
+        self._usual_model = usual_model  # what got the requests without a name so far, as the only one; may be gone
         self._policy = policy or VersionPolicy()
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves: dict[str, Shelf] = {}  # replaced, never changed
@@ -51,7 +57,10 @@ class Catalogue:
         self._is_closing = False
 
     def load_all(self) -> None:
-        """Load what answers of every model, the rest is for `refresh`; blocks. Raises StartupError with one line."""
+        """Load what answers of every model, the rest is for `refresh`; blocks.
+
+        Raises StartupError with one line where nothing can answer, or not the default or a pinned model.
+        """
         try:
             names = model_names(self._models)
             self._pins = self._policy.read_pins()
@@ -62,10 +71,12 @@ class Catalogue:
         for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
             if wanted not in names:
                 raise StartupError(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")
-        for name in names:
-            self._load_first(name)
-        if not self._default_model and len(names) == 1:
-            self._default_model = names[0]  # also when others appear later: whoever named none goes on being answered
+        reasons = {name: reason for name in names if (reason := self._load_first(name))}
+        asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
+        if asked_for or len(reasons) == len(names):  # else the others serve, as when one fails later
+            raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
+        if len(names) == 1:
+            self._usual_model = names[0]  # also when others appear later: whoever named none goes on being answered
         self._is_loaded = True
 
     def refresh(self) -> None:
@@ -120,8 +131,8 @@ class Catalogue:
 
     def only(self) -> ServedModel | None:
         """Return what answers where a single model is served, else nothing."""
-        answering = [shelf.get(shelf.answering) for shelf in self._shelves.values()]
-        return answering[0].served if len(answering) == 1 and answering[0] else None
+        answering = [entry for shelf in self._shelves.values() if (entry := shelf.get(shelf.answering))]
+        return answering[0].served if len(answering) == 1 else None
 
     def answers(self, entry: Entry) -> bool:
         """Say whether this version answers requests that name none."""
@@ -144,13 +155,17 @@ class Catalogue:
     def close(self, timeout_s: float) -> bool:
         """Finish what is queued for at most timeout_s seconds a model; say whether all was done."""
         self._is_closing = True
-        with self._refreshing:
+        if not self._refreshing.acquire(timeout=timeout_s):  # a look at a folder that does not answer
+            return False
+        try:
             self.release(timeout_s)
             finished = [entry.served.close(timeout_s) for entry in self.entries() if entry.served is not None]
+        finally:
+            self._refreshing.release()
         return all(finished)
 
-    def _load_first(self, name: str) -> None:
-        """Load the version that answers. Raises StartupError where there is none."""
+    def _load_first(self, name: str) -> str:
+        """Load the version that answers; return why there is none, or nothing. Raises StartupError for a pin."""
         pin = self._pins.get(name)
         there = versions(self._models, name)
         if pin is not None and pin not in there:
@@ -158,9 +173,8 @@ class Catalogue:
             raise StartupError(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
         wanted = reversed(there) if pin is None else [pin]
         reasons = [self._bring_up(name, version) for version in wanted if not self._shelf(name).ready()]
-        if not self._shelf(name).ready():
-            raise StartupError(reasons[0])
         self._choose(name)
+        return "" if self._shelf(name).ready() else reasons[0]
 
     def _refresh_model(self, name: str, there: list[int]) -> None:
         pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
@@ -207,10 +221,10 @@ class Catalogue:
         return ""
 
     def _public(self, reason: str) -> str:
-        """Return what a caller may read: where the models lie is nobody's business."""
+        """Return what a caller may read: where the models lie, or any other file, is nobody's business."""
         for folder in {self._models, self._models.resolve()}:
             reason = reason.replace(f"{folder}/", "")
-        return reason
+        return _ABSOLUTE.sub("…", reason)
 
     def _remove(self, name: str, gone: set[int]) -> None:
         leaving = [entry for entry in self._shelf(name).entries if entry.version in gone]
@@ -247,6 +261,10 @@ class Catalogue:
 
     def _default_name(self) -> str:
         names = sorted(self._shelves)
-        if self._default_model or len(names) == 1:
-            return self._default_model or names[0]
+        if self._default_model:
+            return self._default_model
+        if self._usual_model in names:
+            return self._usual_model
+        if len(names) == 1:
+            return names[0]
         raise UnknownModelError(f"several models are served, name one of {', '.join(names)}")

@@ -16,11 +16,11 @@ _UNLIMITED_V1: Final = 2**60  # v1 writes a page-aligned 2**63 where there is no
 Number = TypeVar("Number", int, float)
 
 
-def usable_cores() -> int:
-    """Return how many cores affinity and CPU quota leave to this process, at least 1."""
+def usable_cores(*, processes: int = 1) -> int:
+    """Return how many cores affinity, and its part of the CPU quota, leave to one of so many processes, at least 1."""
     affinity = len(os.sched_getaffinity(0))
     quota = cpu_quota(_ROOT, membership=_read(_OWN))
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
+    return max(1, affinity if quota is None else min(affinity, math.ceil(quota / processes)))
 
 
 def memory_limit_bytes() -> int | None:

@@ -30,6 +30,6 @@ def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
         # itself, so that clients do not all come back at once, and lets the calls under way finish.
         options += [
             ("grpc.max_connection_age_ms", round(1000 * settings.max_connection_age_s)),
-            ("grpc.max_connection_age_grace_ms", round(1000 * settings.drain_s)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * settings.renewal_s)),
         ]
     return options

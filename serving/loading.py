@@ -85,7 +85,7 @@ def load_model(
 
 def _planned(model: OnnxModel, settings: ServerSettings, planner: Planner | None) -> tuple[OnnxModel, Plan]:
     """Return the plan, and the model opened as it says."""
-    cores = usable_cores()
+    cores = usable_cores(processes=settings.workers)
     plan = make_plan(
         cores=cores,
         provider=model.provider,

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from typing import Final
 
 import structlog
@@ -43,4 +44,5 @@ def configure_logs(*, log_format: str = "console", log_level: str = "info") -> N
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write: several processes share stderr
         cache_logger_on_first_use=True,  # else every call binds anew, 8 µs even where its level is off
     )
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of what a stranger's picture contains, a line for each tag
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -120,8 +121,8 @@ class PlanCache:
         fields = ("instances", "intra_op_threads", "lone_threads", "decode_threads", "max_batch", "max_run")
         if not isinstance(found, dict) or set(found) != set(fields):
             return None
-        numbers = [found[field] for field in fields]
-        if not all(isinstance(number, int) and 0 <= number <= 4096 for number in numbers):
+        least = dict.fromkeys(fields, 1) | {"decode_threads": 0}
+        if not all(isinstance(found[field], int) and low <= found[field] <= 4096 for field, low in least.items()):
             return None
         return Plan(**found)
 
@@ -135,11 +136,13 @@ class PlanCache:
             scratch.replace(self._path)
         except OSError as error:
             log.debug("plan not kept", path=str(self._path), reason=error.strerror)
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, object]:
         try:
             plans = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return plans if isinstance(plans, dict) else {}
 

@@ -27,14 +27,19 @@ from serving.stages import Tracing
 log = structlog.get_logger(__name__)
 
 
-def run(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None) -> None:
-    """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served."""
+def run(
+    models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None, usual_model: str = ""
+) -> None:
+    """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served.
+
+    `usual_model` gets the requests without a name where it is there: what other workers say to that.
+    """
     bound_heaps()
     freeze_heap()
-    uvloop.run(_main(models, settings, on_serving=on_serving))
+    uvloop.run(_main(models, settings, on_serving=on_serving, usual_model=usual_model))
 
 
-async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None]) -> None:
+async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str) -> None:
     started = time.monotonic()
     stop = _stop_on_signal()
     metrics, planner, occupancy = Metrics(), Planner(), Occupancy()
@@ -42,6 +47,7 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
         models,
         lambda folder: load_model(folder, settings, metrics=metrics, planner=planner, occupancy=occupancy),
         default_model=settings.default_model,
+        usual_model=usual_model,
         policy=settings.policy(),
         on_refused=lambda name: metrics.load_failures.labels(name).inc(),
     )
@@ -67,10 +73,12 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
     await stop.wait()
     returning.cancel()
     log.info("draining")
-    await server.shutdown()
+    has_ended = await server.shutdown()
     if tracing:
         await asyncio.to_thread(tracing.close)
     log.info("stopped")
+    if not has_ended:  # the interpreter would wait for the thread
+        os._exit(0)
 
 
 def _start_tracing() -> Tracing | None:

@@ -75,7 +75,7 @@ class Server:
         self._is_serving = False
         self._http = self._make_http(metrics, tracing)
         self._health = HealthBoard(*_SERVICE_NAMES)
-        self._watcher = Watcher(catalogue, self._show_health, every_s=settings.watch_s, drain_s=settings.drain_s)
+        self._watcher = Watcher(catalogue, self._show_health, every_s=settings.watch_s, drain_s=settings.renewal_s)
         self.port = 0
 
     @property
@@ -97,10 +97,14 @@ class Server:
             servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # made at import
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._rpcs)
         await self._health.show([], is_serving=False)
+        is_one_of_several = self._settings.workers > 1
+        if is_one_of_several:  # as soon as it listens, the system gives it connections that others would have answered
+            await asyncio.to_thread(self._catalogue.load_all)
         self.port = self._listen()
         await self._grpc.start()
         self._http.start()
-        await asyncio.to_thread(self._catalogue.load_all)
+        if not is_one_of_several:
+            await asyncio.to_thread(self._catalogue.load_all)
 
     async def say_serving(self) -> None:
         """Report SERVING overall, for each service and for what is ready; watch the models folder from now on."""
@@ -108,13 +112,14 @@ class Server:
         await self._show_health()
         self._watcher.start()
 
-    async def shutdown(self) -> None:
-        """Drain: see the module."""
+    async def shutdown(self) -> bool:
+        """Drain: see the module. Say whether all has ended, and no thread hangs in a folder that does not answer."""
+        lame_duck_s = self._settings.lame_duck_s if self._is_serving else 0.0  # else nobody was sent here yet
         self._is_serving = False
         await self._health.stop()
         stopping_watch = asyncio.create_task(self._watcher.stop())
-        if self._settings.lame_duck_s:
-            await asyncio.sleep(self._settings.lame_duck_s)
+        if lame_duck_s:
+            await asyncio.sleep(lame_duck_s)
         self._http.stop_accepting()
         stopping = asyncio.create_task(self._grpc.stop(self._settings.drain_s))
         await asyncio.wait({stopping}, timeout=min(_STRAGGLE_S, self._settings.drain_s))
@@ -125,8 +130,9 @@ class Server:
         await self._grpc.stop(min(_FLUSH_S, self._settings.drain_s))  # health watchers would hold it for all of drain_s
         await stopping
         await self._http.stop(_FLUSH_S)
-        await stopping_watch
-        await asyncio.to_thread(self._catalogue.close, self._settings.drain_s)
+        await asyncio.wait({stopping_watch}, timeout=self._settings.drain_s)
+        is_closed = await asyncio.to_thread(self._catalogue.close, self._settings.drain_s)
+        return stopping_watch.done() and is_closed
 
     async def abandon(self) -> None:
         """Stop listening at once, after a failed startup."""
@@ -161,6 +167,9 @@ class Server:
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)
+        port = address.rpartition(":")[2]
+        if port.isdigit() and int(port) > 65_535:  # gRPC would listen on what is left of it in 16 bits
+            raise StartupError(f"{address}: cannot listen there, ports end at 65535; choose another --address")
         credentials = server_credentials(files) if files else None
         try:
             if credentials is None:

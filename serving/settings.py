@@ -6,7 +6,7 @@ CALOTYPE_MAX_BATCH.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -16,9 +16,13 @@ from serving.cgroups import memory_limit_bytes
 from serving.errors import SettingsError
 from serving.versions import VersionPolicy, parse_pins, parse_shadows
 
+_LEAST_RENEWAL_S: Final = 30.0
+_MOST_S: Final = 1_000_000.0  # gRPC takes milliseconds in 31 bits
+_MOST_BYTES: Final = 2**31 - 1  # of a message, likewise
 
-def _setting(text: str, *, low: float | None = None) -> Any:  # what typer.Option itself returns
-    return typer.Option(help=text, min=low, show_envvar=True)
+
+def _setting(text: str, *, low: float | None = None, high: float | None = None) -> Any:  # what typer.Option returns
+    return typer.Option(help=text, min=low, max=high, show_envvar=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +63,30 @@ class ServerSettings:
     max_images_per_request: Annotated[int, _setting("Accept at most so many images a request.", low=1)] = 64
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
     max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels
-    max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1)] = 64 * 2**20
+    max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1, high=_MOST_BYTES)] = (
+        64 * 2**20
+    )
     max_concurrent_streams: Annotated[int, _setting("Run so many calls a connection; 0: twice what queues.", low=0)] = 0
     max_connections: Annotated[int, _setting("Take at most so many connections at each door.", low=1)] = 400
-    max_connection_age_s: Annotated[float, _setting("Renew connections after so many s; 0: never.", low=0)] = 600.0
+    max_connection_age_s: Annotated[
+        float, _setting("Renew connections after so many s; 0: never.", low=0, high=_MOST_S)
+    ] = 600.0
     lame_duck_s: Annotated[float, _setting("Keep answering so many s after SIGTERM.", low=0)] = 0.0
-    drain_s: Annotated[float, _setting("Finish queued work for at most so many s on exit.", low=0)] = 30.0
+    drain_s: Annotated[float, _setting("Finish queued work for at most so many s on exit.", low=0, high=_MOST_S)] = 30.0
     log_format: Annotated[Literal["console", "json"], _setting("Write log lines in this format.")] = "console"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _setting("Log from this level on.")] = "info"
 
     @property
     def queue_bytes(self) -> int:
-        """How many encoded bytes may wait: at most a quarter of the memory limit, but one message at least."""
+        """How many encoded bytes may wait: at most a quarter of a worker's memory, but one message at least."""
         limit = memory_limit_bytes()
-        allowed = self.max_queue_bytes if limit is None else min(self.max_queue_bytes, limit // 4)
+        allowed = self.max_queue_bytes if limit is None else min(self.max_queue_bytes, limit // (4 * self.workers))
         return max(allowed, self.max_message_bytes)
+
+    @property
+    def renewal_s(self) -> float:
+        """How long what is under way may take when a version or a connection is replaced: nobody waits for an exit."""
+        return max(self.drain_s, _LEAST_RENEWAL_S)
 
     @property
     def calls_per_connection(self) -> int:

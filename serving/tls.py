@@ -79,6 +79,8 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(files.cert, files.key, password=_no_password)
     if files.client_ca:
+        # A resumed session is not verified again: it would outlive its authority. TLS 1.2 resumes without tickets too.
+        context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
         context.load_verify_locations(files.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -24,6 +24,8 @@ from typing import Final
 
 import structlog
 
+from bundle.errors import BundleError
+from bundle.repository import model_names
 from serving.errors import StartupError
 from serving.http_server import http_address
 from serving.logs import configure_logs
@@ -46,13 +48,34 @@ def pause_s(failures: int) -> float:
 def run(models: Path, settings: ServerSettings) -> None:
     """Serve with settings.workers processes until a signal; blocks. Raises StartupError where none can serve."""
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="calotype-metrics-"))
+        folder = stack.enter_context(_metrics_folder())
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the library is imported: in the workers
         address = stack.enter_context(_held_port(settings.address))
         http = http_address(settings.http_address, beside=settings.address)
         held = stack.enter_context(_held_port(http)) if http else settings.http_address
         shared = replace(settings, address=address, http_address=held)
-        _Supervisor(models, shared, cores=sorted(os.sched_getaffinity(0))).run()
+        _Supervisor(models, shared, usual_model=_only_name(models)).run()
+
+
+def _only_name(models: Path) -> str:
+    """Return the only model's name; else nothing."""
+    with suppress(BundleError):
+        names = model_names(models)
+        return names[0] if len(names) == 1 else ""
+    return ""
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="calotype-metrics-")
+    except OSError as error:
+        raise StartupError(
+            "several workers keep their metrics in a folder for temporary files, and there is none to write to; name "
+            "one in TMPDIR, such as /dev/shm, or choose --workers 1"
+        ) from error
+    with folder as name:
+        yield name
 
 
 @contextmanager
@@ -63,11 +86,14 @@ def _held_port(address: str) -> Iterator[str]:
         raise StartupError(f"{address}: several workers want a host:port to share; choose another, or --workers 1")
     try:
         family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as other:  # shares with nobody: fails where a server listens
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind((host.strip("[]"), int(port)))
         with socket.socket(family, socket.SOCK_STREAM) as held:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((host.strip("[]"), int(port)))
             yield f"{host}:{held.getsockname()[1]}"
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise StartupError(f"{address}: cannot listen there; choose another address") from error
 
 
@@ -83,10 +109,11 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, models: Path, settings: ServerSettings, *, cores: list[int]) -> None:
+    def __init__(self, models: Path, settings: ServerSettings, *, usual_model: str) -> None:
         self._models = models
         self._settings = settings
-        self._cores = cores
+        self._usual_model = usual_model
+        self._has_served = False
         self._context = multiprocessing.get_context("spawn")  # fork would copy threads' locks as they stand
         self._workers: list[_Worker] = []
         self._stop_reader, self._stop_writer = socket.socketpair()
@@ -103,10 +130,14 @@ class _Supervisor:
             self._stop_all()
 
     def _start(self, place: int, *, failures: int = 0) -> _Worker:
-        cores = self._cores[place :: self._settings.workers] or self._cores
+        usable = sorted(os.sched_getaffinity(0))  # anew: a cpuset may have changed
+        cores = usable[place :: self._settings.workers] or usable
         is_serving = self._context.Event()
         process = self._context.Process(
-            target=_work, args=(self._models, self._settings, cores, is_serving), name=f"worker-{place}"
+            target=_work,
+            args=(self._models, self._settings, cores, is_serving),
+            kwargs={"usual_model": self._usual_model, "supervisor": os.getpid()},
+            name=f"worker-{place}",
         )
         process.start()
         log.info("worker started", worker=place, pid=process.pid, cores=cores)
@@ -131,37 +162,59 @@ class _Supervisor:
 
         pid, exit_code = worker.process.pid, worker.process.exitcode
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges are gone, its counts stay
-        if not any(other.is_serving.is_set() for other in self._workers):
+        self._has_served |= any(other.is_serving.is_set() for other in self._workers)
+        if not self._has_served:
             raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; its log says why")
         is_steady = time.monotonic() - worker.started > _STEADY_S
         worker.failures = 0 if is_steady else worker.failures + 1
-        worker.due = time.monotonic() + pause_s(worker.failures - 1)
-        log.error("worker died", worker=place, pid=pid, exit_code=exit_code, again_in_s=pause_s(worker.failures - 1))
+        again_in_s = pause_s(max(0, worker.failures - 1))
+        worker.due = time.monotonic() + again_in_s
+        log.error("worker died", worker=place, pid=pid, exit_code=exit_code, again_in_s=again_in_s)
 
     def _stop_all(self) -> None:
-        """Let every process drain; whoever is not done by then is killed."""
+        """Let every process drain; whoever is not done by then, or at a second signal, is killed."""
+        self._forget_signals()
         alive = [worker.process for worker in self._workers if worker.process.is_alive()]
         for process in alive:
             process.terminate()
         until = time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
+        while sentinels := [process.sentinel for process in alive if process.is_alive()]:
+            ended = wait([self._stop_reader, *sentinels], max(0.0, until - time.monotonic()))
+            if not ended or self._stop_reader in ended:
+                break
         for process in alive:
-            process.join(max(0.0, until - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.kill()
+            process.join()
+
+    def _forget_signals(self) -> None:
+        """Make what comes from now on a second signal."""
+        self._stop_reader.setblocking(False)
+        with suppress(BlockingIOError):
+            self._stop_reader.recv(4096)
 
 
-def _work(models: Path, settings: ServerSettings, cores: list[int], is_serving: Event) -> None:
+def _work(
+    models: Path,
+    settings: ServerSettings,
+    cores: list[int],
+    is_serving: Event,
+    *,
+    usual_model: str,
+    supervisor: int,
+) -> None:
     """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
     from serving import process
 
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.sched_setaffinity(0, cores)
+    if os.getppid() != supervisor:  # it was killed before that
+        raise SystemExit(1)
+    with suppress(OSError):  # taken from us since: then on what is left
+        os.sched_setaffinity(0, cores)
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
     try:
-        process.run(models, settings, on_serving=is_serving.set)
+        process.run(models, settings, on_serving=is_serving.set, usual_model=usual_model)
     except StartupError as error:
         log.error("worker cannot start", reason=str(error))
         raise SystemExit(1) from None

@@ -43,7 +43,16 @@ def test_no_limit_is_none(tmp_path):
     write(tmp_path, cpu__max="max 100000\n")
     assert cpu_quota(tmp_path) is None
     assert memory_limit(tmp_path) is None
-    assert usable_cores() >= 1
+
+
+def test_each_of_several_processes_plans_for_its_part_of_a_quota(tmp_path, monkeypatch):
+    """Rounded up, at least one, at most what affinity allows."""
+    monkeypatch.setattr("serving.cgroups._ROOT", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    write(tmp_path, cpu__max="250000 100000")
+    assert [usable_cores(processes=count) for count in (1, 2, 3, 9)] == [3, 2, 1, 1]
+    write(tmp_path, cpu__max="max 100000")
+    assert [usable_cores(processes=count) for count in (1, 9)] == [3, 3]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Closed to strangers: TLS, client certificates and tokens over real sockets, and where a server refuses to listen."""
 
 import asyncio
+import socket
 import ssl
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
@@ -45,9 +46,11 @@ async def serving(models, settings):
         Catalogue(models, lambda folder: load_model(folder, settings, metrics=metrics)), settings, metrics=metrics
     )
     await server.startup()
-    await server.say_serving()
-    yield f"127.0.0.1:{server.http_port or server.port}"
-    await server.shutdown()
+    try:
+        await server.say_serving()
+        yield f"127.0.0.1:{server.http_port or server.port}"
+    finally:
+        await server.shutdown()
 
 
 async def outcome(address, access=NOTHING):
@@ -335,6 +338,41 @@ def test_http_is_closed_like_grpc(models, authority, tmp_path):
             for new, place in zip(other.issue(tmp_path / "new"), (cert, key), strict=True):
                 new.replace(place)
             assert (await ask("/readyz", ca=other.pem))[0] == 200
+
+    asyncio.run(scene())
+
+
+def test_a_client_whose_authority_was_withdrawn_is_let_in_no_more(models, authority, tmp_path):
+    """Neither anew nor by resuming its session over HTTP. With TLS 1.2, which resumes all the same, nobody is."""
+    (cert, key), trusted = authority.issue(tmp_path / "server"), tmp_path / "clients.pem"
+    trusted.write_bytes(authority.pem.read_bytes())
+    context, older = (ssl.create_default_context(cafile=authority.pem) for _ in range(2))
+    for one in (context, older):
+        one.load_cert_chain(*authority.issue(tmp_path / "client"))
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
+    settings = replace(OPEN, http_address="127.0.0.1:0", tls_cert=cert, tls_key=key, tls_client_ca=trusted)
+
+    def greet(address, session=None, context=context):
+        host, _, number = address.rpartition(":")
+        with (
+            socket.create_connection((host, int(number)), timeout=WAIT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host, session=session) as line,
+        ):
+            line.sendall(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+            if not (answer := line.recv(12)):
+                raise ConnectionResetError
+            return answer, line.session
+
+    async def scene():
+        async with serving(models, settings) as address:
+            answer, session = await asyncio.to_thread(greet, address)
+            assert answer == b"HTTP/1.1 200"
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.to_thread(greet, address, None, older)
+            Authority(tmp_path / "other").pem.replace(trusted)
+            for kept in (None, session):
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    await asyncio.to_thread(greet, address, kept)
 
     asyncio.run(scene())
 

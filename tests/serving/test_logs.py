@@ -5,6 +5,7 @@ import json
 import logging
 import secrets
 import sys
+import warnings
 
 import pytest
 import structlog
@@ -47,6 +48,17 @@ def test_a_line_is_one_write(monkeypatch, log_format):
     assert all(call.endswith("\n") and call.count("\n") == 1 for call in stderr.calls)
     if log_format == "json":
         assert [json.loads(call)["event"] for call in stderr.calls] == ["first", "second"]
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_what_pillow_thinks_of_a_picture_is_no_line_of_the_log():
+    """A TIFF of 776 KB made 129,400 of them."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        configure_logs()
+        for module in ("PIL.TiffImagePlugin", "other"):
+            warnings.warn_explicit("odd", UserWarning, "file", 1, module=module)
+    assert len(heard) == 1
 
 
 @pytest.mark.usefixtures("logging_as_it_was")

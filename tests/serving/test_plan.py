@@ -130,10 +130,10 @@ def test_plans_are_remembered_by_model_and_machine(tmp_path):
     PlanCache(path).put(("other", "key"), SINGLE)
     assert PlanCache(path).get(key) == RULE
     assert PlanCache(path).get(("digest", *machine(4, "1.30"))) is None
-    path.write_text(path.read_text().replace('"instances": 2', '"instances": -2'))
-    assert PlanCache(path).get(key) is None
-    path.write_text("no JSON")
-    assert PlanCache(path).get(key) is None
+    whole = path.read_text()
+    for damaged in (whole.replace('"instances": 2', '"instances": 0'), "no JSON", "[" * 100_000):
+        path.write_text(damaged)
+        assert PlanCache(path).get(key) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
@@ -179,7 +179,7 @@ def test_a_lone_picture_gets_every_core(models, monkeypatch, settings, limit, lo
         model.run = lambda images: (opened.append((intra_op_threads, len(images))), run(images))[1]
         return model
 
-    monkeypatch.setattr("serving.loading.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.loading.usable_cores", lambda **_: 2)
     monkeypatch.setattr("serving.loading.memory_limit_bytes", lambda: limit)
     monkeypatch.setattr("serving.loading.open_model", open_noting)
     with structlog.testing.capture_logs() as lines:
@@ -218,7 +218,7 @@ def test_what_answers_lone_pictures_is_proved_too(models, monkeypatch):
         model.run = lambda images: right(images)._replace(logits=-right(images).logits)
         return model
 
-    monkeypatch.setattr("serving.loading.usable_cores", lambda: 2)
+    monkeypatch.setattr("serving.loading.usable_cores", lambda **_: 2)
     monkeypatch.setattr("serving.loading.open_model", open_other)
     with structlog.testing.capture_logs() as lines:
         served = load_model(models / "colours" / "1", ServerSettings(), metrics=Metrics())

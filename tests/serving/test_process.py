@@ -59,6 +59,15 @@ def test_process_serves_and_drains(models):
         assert started.wait(timeout=20) == 0
 
 
+def test_a_bad_model_does_not_stop_the_start_of_the_others(models):
+    """As it does not end a server that runs; where requests without a name are meant for it, it does."""
+    (models / "roses" / "1").mkdir(parents=True)
+    with process(models) as started, Client(f"127.0.0.1:{port(started)}") as client:
+        assert [model.name for model in client.models()] == ["colours", "roses"]
+        assert client.classify([tiny_bundle.picture("green")], model="colours").model == "colours"
+    assert "roses" in refusal(models, "--default-model", "roses")
+
+
 def test_previous_version_serves_when_the_newest_is_refused(models):
     """And the refused one is remembered with its reason."""
     tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.5)

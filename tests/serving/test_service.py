@@ -35,11 +35,13 @@ async def serving(models, *, load=lambda folder: load_model(folder, SETTINGS, me
     """A server that says SERVING, and a channel to it without retries."""
     server = Server(Catalogue(models, load), SETTINGS, metrics=metrics or Metrics())
     await server.startup()
-    await server.say_serving()
-    options = [("grpc.enable_retries", 0)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
-        yield channel
-    await server.shutdown()
+    try:
+        await server.say_serving()
+        options = [("grpc.enable_retries", 0)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
+            yield channel
+    finally:
+        await server.shutdown()
 
 
 def request(*labels, **fields):

@@ -12,6 +12,7 @@ import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import LIMIT_S, Running, classify, load, plain_channel, until
 
+from bundle.errors import BundleError
 from bundle.repository import versions
 from serving.client import Client
 from serving.dispatcher import Dispatcher
@@ -25,9 +26,13 @@ def hide(folder):
     return folder.rename(folder.with_name(f".{folder.name}"))
 
 
-def test_swaps_and_rollback_lose_no_call(models):
-    """Eight new versions and two rollbacks under load, with a plain stub that never retries."""
-    with Running(models) as server, plain_channel(server.address, **{"grpc.enable_retries": 0}) as channel:
+@pytest.mark.parametrize("drain_s", [30.0, 0.0])
+def test_swaps_and_rollback_lose_no_call(models, drain_s):
+    """Eight new versions and two rollbacks under load, with a plain stub that never retries; --drain-s is for exits."""
+    with (
+        Running(models, drain_s=drain_s) as server,
+        plain_channel(server.address, **{"grpc.enable_retries": 0}) as channel,
+    ):
         with load(lambda: classify(channel)) as calls:
             for number in range(2, 10):
                 tiny_bundle.write(models)
@@ -75,6 +80,51 @@ def test_a_named_version_is_reached_while_it_is_kept(models):
         with pytest.raises(grpc.RpcError) as caught:
             classify(channel, version="1")
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_folder_that_does_not_answer_does_not_hold_up_the_exit(models):
+    """A mount whose server is gone: the look at it hangs, calls go on, and the drain has an end."""
+    may_load = threading.Event()
+
+    def load_slowly(folder):
+        if folder.name == "2":
+            may_load.wait(LIMIT_S)
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    server = Running(models, load=load_slowly, drain_s=0.2)
+    with server, plain_channel(server.address) as channel:
+        tiny_bundle.write(models)
+        until(lambda: server.states().get(2) == "LOADING", what="the look")
+        assert classify(channel) == "1"
+        assert not server.call(server._server.shutdown())
+        may_load.set()
+
+
+def test_the_only_model_answers_also_when_it_is_another(models):
+    """Whoever names none gets the one that did so far, and the one that is left when that has gone."""
+    with Running(models, watch_s=0) as server:
+        tiny_bundle.write(models, name="shades")
+        server.catalogue.refresh()
+        assert server.catalogue.find().contract.name == "colours"
+        hide(models / "colours")
+        server.catalogue.refresh()
+        assert server.catalogue.find().contract.name == "shades"
+
+
+def test_a_reason_names_no_file_of_the_server(models):
+    """Callers read it in the list of models."""
+
+    def refuse(folder):
+        if folder.name == "2":
+            raise BundleError(f'{folder}: no key in /etc/secret/operator.pub, "/tmp/other one" or a/b fits; ask')
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    server = Running(models, load=refuse, watch_s=0)
+    with server:
+        tiny_bundle.write(models)
+        server.catalogue.refresh()
+        (_, bad) = server.catalogue.entries()
+        assert bad.reason == 'colours/2: no key in …, "… one" or a/b fits; ask'
 
 
 def test_bad_version_is_reported_and_never_serves(models):

@@ -16,7 +16,7 @@ import grpc
 import tiny_bundle
 from prometheus_client import ProcessCollector
 from test_client_and_cli import command
-from test_process import process, refusal
+from test_process import ENVIRONMENT, process, refusal
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
@@ -184,6 +184,53 @@ def test_workers_that_cannot_serve_stop_the_start(models):
         running = Crew(started)
         assert "golden picture" in running.next("worker cannot start")["reason"]
         assert started.wait(PATIENCE_S) == 1
+
+
+def test_a_bad_model_and_a_second_name_do_not_keep_a_worker_from_coming_back(models):
+    """What came while they served is no reason not to start; who named no model goes on being answered by the first."""
+    with crew(models) as (running, pids, port, _):
+        (models / "roses" / "1").mkdir(parents=True)  # what `cp -r` leaves for a moment
+        tiny_bundle.write(models, name="shades")
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for _ in pids:
+            running.next("SERVING")
+        for _ in range(6):
+            with connection(port) as channel:
+                assert classify(channel, reconnect=True).model == "colours"
+
+
+def test_a_second_signal_ends_workers_at_once(models):
+    """They would go on answering for another minute."""
+    with process(models, "--workers", "2", "--http-address", "off", "--lame-duck-s", "60") as started:
+        running = Crew(started)
+        for _ in range(2):
+            running.next("SERVING")
+        started.send_signal(signal.SIGTERM)
+        for _ in range(2):
+            running.next("draining")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(PATIENCE_S / 2) == 0
+
+
+def test_a_port_is_shared_with_no_other_server(models):
+    """Else a forgotten one would answer a part of the calls."""
+    with crew(models) as (_, _, port, _):
+        assert "cannot listen there" in refusal(models, "--workers", "2", "--address", f"127.0.0.1:{port}")
+
+
+def test_a_worker_whose_supervisor_is_gone_ends(models):
+    """Also where it was killed before the worker could ask to hear of that: it serves nobody."""
+    code = (
+        "import multiprocessing, pathlib, sys\n"
+        "from serving import settings, workers\n"
+        "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
+        "event = multiprocessing.get_context('spawn').Event()\n"
+        "workers._work(pathlib.Path(sys.argv[1]), own, [0], event, usual_model='', supervisor=2**22 + 1)\n"
+    )
+    command = [sys.executable, "-c", code, str(models)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_pauses_grow_to_a_limit():
