@@ -83,20 +83,22 @@ class BodyReader:
 
     def take(self, size_bytes: int, *, held_bytes: int) -> None:
         """Take from the budget for a request that already holds so much."""
-        if held_bytes + size_bytes > self._limits.max_bytes:
-            raise BodyTooLargeError(f"the body has more than {self._limits.max_bytes:,} bytes; send less at once")
+        self._check(held_bytes + size_bytes)
         if size_bytes > self._free_bytes:
             raise QueueFullError("too many bytes are under way; try again later", retry_after_s=_FULL_RETRY_S)
         self._free_bytes -= size_bytes
+
+    def _check(self, size_bytes: int) -> None:
+        if size_bytes > self._limits.max_bytes:
+            raise BodyTooLargeError(f"the body has more than {self._limits.max_bytes:,} bytes; send less at once")
 
     def give_back(self, size_bytes: int) -> None:
         """Return to the budget what a request held."""
         self._free_bytes += size_bytes
 
     async def _images(self, request: Request, body: Body) -> tuple[bytes, ...]:
-        declared = int(request.headers.get("content-length", "0"))  # h11 has checked that it is a number
-        body.hold(declared)
-        chunks = _held(request, body, declared=declared)
+        self._check(int(request.headers.get("content-length", "0")))  # h11 has checked that it is a number
+        chunks = _held(request, body)
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             return await self._files(request, chunks)
         raw = b"".join([chunk async for chunk in chunks])
@@ -126,9 +128,8 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 0  # SpooledTemporaryFile never rolls over to disk at 0
 
 
-async def _held(request: Request, body: Body, *, declared: int) -> AsyncGenerator[bytes]:
-    """Pass the body's chunks on, holding budget for what Content-Length did not announce."""
+async def _held(request: Request, body: Body) -> AsyncGenerator[bytes]:
+    """Pass the body's chunks on, holding budget for each as it comes: what is only announced takes no memory."""
     async for chunk in request.stream():
-        if not declared:
-            body.hold(len(chunk))
+        body.hold(len(chunk))
         yield chunk

@@ -17,6 +17,7 @@ from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
 _OWED_S: Final = 20
+_TOLD: Final = 32
 _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must be the ones to close
 
 
@@ -89,12 +90,16 @@ class _Protocol(H11Protocol):
 
     A connection that owes either for longer than _OWED_S is closed: else a few hundred silent ones would use up
     `max_connections`, and health with it. The body of a request that is being answered is `http_body`'s business.
+    uvicorn takes connections beyond its limit too, to answer 503; of these only _TOLD are kept, or they would use up
+    the descriptors of both doors.
     """
 
     _owed: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        if len(self.connections) > (self.limit_concurrency or 0) + _TOLD:
+            transport.close()
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -236,14 +236,18 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_sent(models):
 
 
 def test_bodies_under_way_are_bounded_together(models):
-    """While one caller dawdles with an announced body, the next is told to come back; afterwards there is room."""
+    """What a caller only announces takes nothing; what it has sent does, and the next is told to come back."""
     settings = replace(SETTINGS, max_queue_bytes=20_000)
 
     async def scene(server, asking):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
         writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 19990\r\nexpect: 100-continue\r\n\r\n")
         assert b" 100 " in await asyncio.wait_for(reader.readline(), 20)  # it is being read
-        refused = await asking("/v1/classify", body=RED)
+        assert (await asking("/v1/classify", body=RED)).status == 200
+        writer.write(b"x" * 19_980)
+        async with asyncio.timeout(20):
+            while (refused := await asking("/v1/classify", body=RED)).status == 200:
+                pass
         assert (refused.error, refused.headers["retry-after"]) == ((429, "RESOURCE_EXHAUSTED"), "1")
         writer.close()
         async with asyncio.timeout(20):
@@ -264,6 +268,23 @@ def test_connections_beyond_the_limit_are_told_to_come_back(models):
             while (await asking("/healthz")).status != 200:
                 pass
         silent[1].close()
+
+    serve(models, scene, settings=replace(SETTINGS, max_connections=2))
+
+
+def test_connections_far_beyond_the_limit_are_closed_unheard(models):
+    """A few are kept to be told; more would use up the descriptors of both doors."""
+
+    async def scene(server, asking):
+        lines = [await asyncio.open_connection("127.0.0.1", server.http_port) for _ in range(60)]
+        reading = [asyncio.create_task(reader.read()) for reader, _ in lines]
+        async with asyncio.timeout(20):
+            while sum(task.done() for task in reading) < 60 - 2 - 33:
+                await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED, timeout=0.05)
+        lines[0][1].write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await asyncio.wait_for(reading[0], 20)).startswith(b"HTTP/1.1 503 ")
+        for _, writer in lines:
+            writer.close()
 
     serve(models, scene, settings=replace(SETTINGS, max_connections=2))
 
