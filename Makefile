@@ -89,7 +89,7 @@ soak: setup ## look for leaks under ugly traffic, 20 minutes; SOAK_MINUTES=n, MO
 	$(BIN)/python -m benchmarks.soak $(if $(MODELS),--models '$(MODELS)')
 
 fuzz: setup ## throw FUZZ_EXAMPLES=20000 broken inputs at each of decoder, manifest, tokens and server
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz tests/serving/test_open_inference_fuzz.py
 
 image: ## build the server's image with docker, podman or buildah; BASE_IMAGE=name to stand on another
 	deploy/image.sh

@@ -169,7 +169,7 @@ def health(
 @app.command()
 def token(
     name: Annotated[str, typer.Argument(help="Name whom the token is for.", show_default=False)],
-    rate: Annotated[float, typer.Option(help="Allow so many requests/s; 0: no limit.", min=0)] = 0.0,
+    rate: Annotated[float, typer.Option(help="Allow so many requests/s of each worker; 0: no limit.", min=0)] = 0.0,
 ) -> None:
     """Make a random token and the line that lets it in."""
     from serving.tokens import new_token

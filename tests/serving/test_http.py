@@ -474,14 +474,56 @@ def test_models_are_listed(running):
     assert (model["labels"], model["provider"], model["precision"]) == (list(tiny_bundle.LABELS), "cpu", "fp32")
 
 
+NO_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+
+
+def test_the_metrics_come_in_the_format_that_is_asked_for(running):
+    """Prometheus' own text, or OpenMetrics, which ends in a word of its own."""
+    plain, asked = ask(running, "/metrics"), {"accept": "application/openmetrics-text; version=1.0.0"}
+    opened = ask(running, "/metrics", headers=asked)
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert (plain.text.endswith("# EOF\n"), opened.text.endswith("# EOF\n")) == (False, True)
+
+
+def test_a_body_that_dawdles_is_given_up(models, monkeypatch):
+    """It would hold its share of the budget."""
+    monkeypatch.setattr("serving.http_body._ARRIVAL_S", 0.2)
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\nx")
+        assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 504 Gateway Timeout\r\n"
+        writer.close()
+
+    serve(models, scene)
+
+
+def test_uploads_stay_in_memory(models, monkeypatch):
+    """A container's root is read-only, and a picture of somebody's is no business of a disk."""
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nonexistent"])
+    monkeypatch.setattr("tempfile.tempdir", None)
+    settings = replace(SETTINGS, max_message_bytes=8 * 2**20)
+    large = tiny_bundle.picture("red", size=(900, 900), file_format="BMP")
+    assert len(large) > 2 * 2**20  # Starlette's own limit is 1 MB
+
+    async def scene(server, asking):
+        return await asking("/v1/classify", **form(large))
+
+    reply, _ = serve(models, scene, settings=settings)
+    assert [one["predictions"][0]["label"] for one in reply.json["results"]] == ["red"]
+
+
 def test_every_answer_forbids_what_it_does_not_need(running):
     """The page may load from itself alone; nothing may frame anything, sniff it, or learn where a reader came from."""
     for path in ("/", "/page.js", "/page.css", "/icon.svg", "/metrics", "/nowhere"):
         headers = ask(running, path).headers
         policy = headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'")
-        assert "frame-ancestors 'none'" in policy
-        assert "unsafe" not in policy
+        assert policy == (PAGE_POLICY if path in ("/", "/page.js", "/page.css", "/icon.svg") else NO_POLICY)
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
         assert "server" not in headers
 

@@ -49,6 +49,7 @@ def test_pictures_are_counted_by_outcome_and_by_label(models):
     assert value("calotype_requests_total", {"door": "http", "model": "colours", "status": "OK"}) == 1
     assert value("calotype_requests_total", {"door": "http", "model": "", "status": "NOT_FOUND"}) == 1
     assert value("calotype_confidence_count", COLOURS) == 3
+    assert 3 / len(tiny_bundle.LABELS) < value("calotype_confidence_sum", COLOURS) < 3
     catalogue.close(20)
 
 
@@ -57,6 +58,7 @@ def test_every_stage_is_timed(models):
     value, catalogue = classified(models, [tiny_bundle.picture("red"), tiny_bundle.picture("blue")])
     for stage in ("queue", "decode", "preprocess"):
         assert value(f"calotype_{stage}_seconds_count", COLOURS) == 2
+        assert value(f"calotype_{stage}_seconds_sum", COLOURS) > 0
     assert value("calotype_inference_seconds_sum", COLOURS) > 0
     assert value("calotype_request_seconds_count", {"door": "http", "model": "colours"}) == 1
     sizes = [value("calotype_batch_size_sum", {**COLOURS, "closing": name}) for name in ("full", "shared", "drained")]

@@ -72,7 +72,8 @@ def test_the_calls_of_perf_analyzer_in_its_order(models):
     assert metadata.inputs[0].shape[0] == metadata.outputs[0].shape[0] == -1
     assert config.max_batch_size == SETTINGS.max_images_per_request
     assert (list(config.input[0].dims), list(config.output[0].dims)) == ([1], [len(LABELS)])
-    assert "statistics" in extensions
+    supported = ("classification", "model_configuration", "statistics", "binary_tensor_data", "parameters")
+    assert sorted(extensions) == sorted((*supported, "schedule_policy"))  # what is named must work
     assert int(after.version) == 1
     assert after.inference_count - before.inference_count == 7  # pictures
     for stage in ("success", "queue", "compute_input"):  # requests

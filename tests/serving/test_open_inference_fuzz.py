@@ -1,6 +1,7 @@
 """Requests to the V2 door that are wrong in every place a client can reach: a status each, none "internal error"."""
 
 import asyncio
+import os
 
 import grpc
 import tiny_bundle
@@ -13,6 +14,7 @@ from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from serving.tensors import join
 
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))  # as in tests/fuzz
 WHOLE = [request("red"), request("red", "blue"), pixels(1, CROP, CROP, 3), request("red", id="7", model_version="1")]
 TEXTS = st.sampled_from(["", "colours", "roses", "1", "7", "images", "probabilities", "BYTES", "UINT8", "x" * 99, "-1"])
 SHAPES = st.sampled_from([[], [1], [2, 1], [1, CROP, CROP, 3], [-1, CROP, CROP, 3], [2**62, 4], [1, 2**40, 2**40, 3]])
@@ -103,7 +105,7 @@ def test_no_request_is_an_internal_error(models):
     stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
     seen = set()
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=EXAMPLES, deadline=None)
     @given(mutants())
     def attempt(made):
         status = loop.run_until_complete(send(stub, made))
