@@ -155,6 +155,50 @@ def test_expired_item_is_not_run(others):
     assert not batcher._admission._under_way
 
 
+def test_what_becomes_late_while_it_is_prepared_is_not_run():
+    """The run is what costs most."""
+    gate, now = Gate(is_open=True), [0.0]
+
+    def prepare_slowly(number):
+        now[0] += 2.0
+        return number
+
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=1)
+    batcher = Batcher(prepare_slowly, gate.run, limits=limits, clock=lambda: now[0])
+    batcher.start()
+    (late,) = submit(batcher, 1, deadline=1.0)
+    assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
+    assert batcher.close(PATIENCE_S)
+    assert gate.batches == []
+
+
+def test_prepare_threads_do_not_prepare_what_nobody_waits_for():
+    """One is late, one was cancelled, while the thread was busy with another: neither is decoded, both are counted."""
+    now, prepared, busy, may_go, drops = [0.0], [], threading.Event(), threading.Event(), Depths()
+    drops.on_drop = drops.heard.append
+
+    def prepare_one(number):
+        prepared.append(number)
+        busy.set()
+        assert may_go.wait(PATIENCE_S)
+        return number
+
+    limits = BatcherLimits(instances=1, prepare_threads=1, run_sizes=(1,), max_batch=1)
+    batcher = Batcher(prepare_one, Gate(is_open=True).run, limits=limits, clock=lambda: now[0], observer=drops)
+    batcher.start()
+    (first,) = submit(batcher, 1)
+    assert busy.wait(PATIENCE_S)
+    (late,), (unwanted,) = submit(batcher, 2, deadline=5.0), submit(batcher, 4)
+    unwanted.cancel()
+    now[0] = 6.0
+    may_go.set()
+    assert first.result(PATIENCE_S) == 2
+    assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
+    assert batcher.close(PATIENCE_S)
+    assert prepared == [1]
+    assert [word for word in drops.heard if isinstance(word, str)] == ["deadline", "cancelled"]
+
+
 def test_what_is_under_way_counts_for_a_deadline_until_it_is_done():
     """Four of a second each run and one waits; then come two that are answered together. Later less is left."""
     gate, now = Gate(), [0.0]

@@ -15,7 +15,9 @@ from test_process import port, process
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.client import Client
+from serving.connections import connection_options
 from serving.loading import load_model
+from serving.settings import ServerSettings
 
 BALANCED = json.dumps(
     {
@@ -35,6 +37,18 @@ def free_ports(count):
     finally:
         for one in sockets:
             one.close()
+
+
+def test_a_connection_has_the_limits_that_are_documented():
+    """The others of `connections` are seen from outside; these take a minute to show."""
+    options = dict(connection_options(ServerSettings(drain_s=5.0)))
+    assert options["grpc.keepalive_time_ms"] == 60_000
+    assert options["grpc.keepalive_timeout_ms"] == 20_000
+    assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 10_000
+    assert options["grpc.server_handshake_timeout_ms"] == 10_000
+    assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 64 * 2**20
+    assert options["grpc.max_connection_age_ms"] == 600_000
+    assert options["grpc.max_connection_age_grace_ms"] == 30_000  # not the exit's
 
 
 def roll(models, ports, *options, calls):

@@ -7,11 +7,12 @@ import pytest
 import structlog
 import tiny_bundle
 
+from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
 from serving.loading import load_model, run_sizes
 from serving.metrics import Metrics
 from serving.plan import Plan, make_plan
-from serving.plan_search import PlanCache, machine, pictures_per_s, search_plan
+from serving.plan_search import PlanCache, Planner, machine, pictures_per_s, search_plan
 from serving.settings import ServerSettings
 
 RULE = Plan(instances=2, intra_op_threads=1, lone_threads=2, decode_threads=0, max_batch=8, max_run=2)
@@ -191,6 +192,36 @@ def test_a_lone_picture_gets_every_core(models, monkeypatch, settings, limit, lo
     assert len(future.result(PATIENCE_S).scores) == len(served.contract.labels)
     assert opened == [(2, 1)] * (lone_threads == 2)
     assert served.close(PATIENCE_S)
+
+
+def test_a_plan_is_measured_once_a_model_machine_and_process(models, tmp_path, monkeypatch):
+    """A restart finds it in the file; a new version takes over the old one's; another model is measured anew."""
+    searched = []
+
+    def search(rule, open_run, *, cores):
+        searched.append(cores)
+        return SINGLE
+
+    monkeypatch.setattr("serving.plan_search.search_plan", search)
+    cache = PlanCache(tmp_path / "plans.json")
+    tiny_bundle.write(models, name="shades")
+    colours, shades = (open_model(load_bundle(models / name / "1")) for name in ("colours", "shades"))
+    newer = open_model(load_bundle(tiny_bundle.write(models, scale=2.0)))
+    planner = Planner(cache)
+    assert [planner.plan(RULE, model, cores=2) for model in (colours, newer, shades)] == [SINGLE] * 3
+    assert searched == [2, 2]
+    restarted = Planner(cache)
+    assert [restarted.plan(RULE, model, cores=2) for model in (shades, colours)] == [SINGLE] * 2
+    assert searched == [2, 2]
+    Planner(cache).plan(RULE, newer, cores=2)
+    Planner(cache).plan(RULE, colours, cores=4)
+    assert searched == [2, 2, 2, 4]
+
+
+def test_numbers_that_are_given_are_not_measured():
+    """One of them is enough; so is --plan fixed."""
+    given = [{}, {"plan": "fixed"}, {"instances": 1}, {"intra_op_threads": 1}, {"decode_threads": 1}, {"max_batch": 1}]
+    assert [ServerSettings(**one).plans_itself for one in given] == [True, *[False] * 5]
 
 
 def test_a_batch_takes_as_many_runs_as_it_needs(models, monkeypatch):

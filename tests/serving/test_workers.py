@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -198,6 +199,24 @@ def test_a_bad_model_and_a_second_name_do_not_keep_a_worker_from_coming_back(mod
         for _ in range(6):
             with connection(port) as channel:
                 assert classify(channel, reconnect=True).model == "colours"
+
+
+def test_workers_share_the_cores_and_end_with_their_supervisor(models):
+    """Each has its own; kill -9 of who watches them leaves nobody behind."""
+    with process(models, "--workers", "2", "--http-address", "off") as started:
+        running = Crew(started)
+        pids = [running.next("worker started")["pid"] for _ in range(2)]
+        for _ in pids:
+            running.next("SERVING")
+        cores = [os.sched_getaffinity(pid) for pid in pids]
+        if len(os.sched_getaffinity(0)) > 1:
+            assert not set.intersection(*cores)
+        assert set.union(*cores) == os.sched_getaffinity(0)
+        watched = [os.pidfd_open(pid) for pid in pids]
+        started.kill()
+        for number in watched:
+            assert select.select([number], [], [], PATIENCE_S)[0]
+            os.close(number)
 
 
 def test_a_second_signal_ends_workers_at_once(models):
