@@ -44,6 +44,7 @@ _OPTIONS: Final = {
     "bilinear": ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear)),
 }
 _MAX_SCANS: Final = 100  # of a JPEG: encoders write about 10, and each takes as long as all the pixels
+_SCAN_BYTES: Final = 10  # the least that one takes
 _RUN_LENGTHS: Final = (1, 2)  # BMP's compression, which Pillow decodes in Python: 8 s for 64 Mpx
 _MAX_RUN_LENGTH_PIXELS: Final = 1_000_000
 _UPRIGHT: Final = {  # EXIF 2.32, tag 0x0112
@@ -160,8 +161,11 @@ def _check_costs(data: bytes, image: Image.Image, *, name: str, limits: DecodeLi
         sides = [image.tag_v2.get(tag, 0) for tag in (TILEWIDTH, TILELENGTH)]  # a whole tile is allocated
         if all(isinstance(side, int) for side in sides):
             _check_pixels((sides[0], sides[1]), limits)
-    elif name == "JPEG" and (scans := formats.jpeg_scans(data)) > _MAX_SCANS:
-        raise CorruptImageError(f"JPEG has {scans:,} scans, wanted at most {_MAX_SCANS}; save it again")
+    elif name == "JPEG":
+        most_scans = len(data) // _SCAN_BYTES
+        costs = most_scans * image.width * image.height > _MAX_SCANS * limits.max_pixels  # else not worth the counting
+        if costs and (scans := formats.jpeg_scans(data)) > _MAX_SCANS:
+            raise CorruptImageError(f"JPEG has {scans:,} scans, wanted at most {_MAX_SCANS}; save it again")
     elif image.info.get("compression") in _RUN_LENGTHS and image.width * image.height > _MAX_RUN_LENGTH_PIXELS:
         raise TooManyPixelsError(
             f"found {image.width} x {image.height} pixels in a BMP of run lengths, wanted at most "

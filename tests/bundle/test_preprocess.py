@@ -278,7 +278,7 @@ def test_a_jpeg_of_many_scans_is_refused():
     for start in (0, 1):  # wherever they fall
         bomb = whole[:-2] + b"\0" * start + scan * 101 + whole[-2:]
         with pytest.raises(CorruptImageError, match="scans, wanted at most 100"):
-            decode(bomb, cover_px=8)
+            decode(bomb, cover_px=8, limits=DecodeLimits(max_pixels=1024))
 
 
 def test_a_large_bmp_of_run_lengths_is_refused():
