@@ -17,6 +17,6 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"{path}: found a device, pipe or folder, wanted a file; export the bundle again")
-        if status.st_size <= max_bytes and len(data := file.read(max_bytes + 1)) <= max_bytes:
-            return data
+        if status.st_size <= max_bytes:  # one that grows meanwhile is cut off, and fails its hash
+            return file.read(status.st_size)
     raise BundleError(f"{path}: {status.st_size:,} bytes, wanted at most {max_bytes:,}; export the bundle again")

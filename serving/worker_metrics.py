@@ -5,6 +5,7 @@ Each worker asks the system at every scrape, so that any of them tells the same.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -40,7 +41,8 @@ class CrewCollector(Collector):
     def _children(self) -> list[int]:
         found = []
         for listing in self._proc.glob(f"{self._supervisor}/task/*/children"):
-            found += [int(pid) for pid in listing.read_text().split()]
+            with suppress(OSError):  # a thread that has ended since
+                found += [int(pid) for pid in listing.read_text().split()]
         return found
 
     def _buried_s(self) -> float:

@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import grpc
@@ -499,6 +500,26 @@ def test_a_body_that_dawdles_is_given_up(models, monkeypatch):
         writer.write(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\nx")
         assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 504 Gateway Timeout\r\n"
         writer.close()
+
+    serve(models, scene)
+
+
+def test_a_body_in_crumbs_is_cut_off(models):
+    """One byte a chunk keeps the loop of both doors busy for seconds; small chunks are read."""
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    async def scene(server, asking):
+        for first in (head, head + b"1\r\nx\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+            writer.write(first)
+            writer.write(b"1\r\nx\r\n" * 20_000)
+            with suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
+        small = [RED[start : start + 64] for start in range(0, len(RED), 64)]
+        assert (await asking("/v1/classify", body=iter(small))).status == 200
+        lines = RED + b"\r\n" * 5_000  # no chunks: what is behind a PNG is nobody's business
+        assert (await asking("/v1/classify", body=lines)).status == 200
 
     serve(models, scene)
 
