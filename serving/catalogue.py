@@ -64,7 +64,7 @@ class Catalogue:
         try:
             names = model_names(self._models)
             self._pins = self._policy.read_pins()
-        except (BundleError, SettingsError) as error:
+        except (BundleError, SettingsError, OSError) as error:  # a folder in it that only others may read
             raise StartupError(str(error)) from error
         if not names:
             raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")

@@ -14,6 +14,7 @@ from running import LIMIT_S, Running, classify, load, plain_channel, until
 
 from bundle.errors import BundleError
 from bundle.repository import versions
+from serving.catalogue import Catalogue
 from serving.client import Client
 from serving.dispatcher import Dispatcher
 from serving.errors import SettingsError, StartupError
@@ -98,6 +99,17 @@ def test_a_folder_that_does_not_answer_does_not_hold_up_the_exit(models):
         assert classify(channel) == "1"
         assert not server.call(server._server.shutdown())
         may_load.set()
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(models, monkeypatch):
+    """At the start; who runs these tests may be allowed to read everything."""
+
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", "models/roses")
+
+    monkeypatch.setattr("serving.catalogue.model_names", refuse)
+    with pytest.raises(StartupError, match=r"Permission denied: 'models/roses'"):
+        Catalogue(models, lambda _: None).load_all()
 
 
 def test_the_only_model_answers_also_when_it_is_another(models):
