@@ -5,12 +5,10 @@ before anyone can reach them, those that vanish leave. A version that fails is r
 serves, and is tried again only when its folder changes. Knows no grpc.
 """
 
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -20,10 +18,9 @@ from serving.classifier import ServedModel
 from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.memory import return_memory
+from serving.reasons import public_reason
 from serving.shelves import Entry, Shelf, fingerprint
 from serving.versions import VersionPolicy
-
-_ABSOLUTE: Final = re.compile(r"(?<![\w./-])/[^\s\"';:,()]+")
 
 log = structlog.get_logger(__name__)
 
@@ -213,18 +210,12 @@ class Catalogue:
             log.error("version refused", model=name, version=version, reason=reason)
             self._on_refused(name)
             refused = replace(entry, state="FAILED") if serving is None else serving
-            self._put(replace(refused, reason=self._public(reason), fingerprint=seen))
+            self._put(replace(refused, reason=public_reason(reason, models=self._models), fingerprint=seen))
             return reason
         self._put(replace(entry, state="READY", served=served))
         if serving is not None and serving.served is not None:
             self._leaving.append(serving.served)
         return ""
-
-    def _public(self, reason: str) -> str:
-        """Return what a caller may read: where the models lie, or any other file, is nobody's business."""
-        for folder in {self._models, self._models.resolve()}:
-            reason = reason.replace(f"{folder}/", "")
-        return _ABSOLUTE.sub("…", reason)
 
     def _remove(self, name: str, gone: set[int]) -> None:
         leaving = [entry for entry in self._shelf(name).entries if entry.version in gone]
@@ -261,10 +252,8 @@ class Catalogue:
 
     def _default_name(self) -> str:
         names = sorted(self._shelves)
-        if self._default_model:
-            return self._default_model
-        if self._usual_model in names:
-            return self._usual_model
+        if self._default_model or self._usual_model in names:
+            return self._default_model or self._usual_model
         if len(names) == 1:
             return names[0]
         raise UnknownModelError(f"several models are served, name one of {', '.join(names)}")

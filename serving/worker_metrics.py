@@ -15,21 +15,21 @@ from prometheus_client.registry import Collector
 
 _CPU: Final = "process_cpu_seconds_total"
 _START: Final = "process_start_time_seconds"
+_PROC: Final = Path("/proc")
 
 
 class CrewCollector(Collector):
     """Sums over a process and its children; the start is the process's own."""
 
-    def __init__(self, supervisor: int, *, proc: Path = Path("/proc")) -> None:
+    def __init__(self, supervisor: int) -> None:
         self._supervisor = supervisor
-        self._proc = proc
 
     def collect(self) -> Iterator[Metric]:
         """Yield the sums."""
         merged: dict[str, Metric] = {}
         sums: dict[str, float] = {_CPU: self._buried_s()}
         for pid in (self._supervisor, *self._children()):
-            for family in ProcessCollector(pid=partial(int, pid), proc=str(self._proc), registry=None).collect():
+            for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():
                 (sample,) = family.samples
                 merged.setdefault(sample.name, family)
                 if sample.name != _START or pid == self._supervisor:
@@ -40,7 +40,7 @@ class CrewCollector(Collector):
 
     def _children(self) -> list[int]:
         found = []
-        for listing in self._proc.glob(f"{self._supervisor}/task/*/children"):
+        for listing in _PROC.glob(f"{self._supervisor}/task/*/children"):
             with suppress(OSError):  # a thread that has ended since
                 found += [int(pid) for pid in listing.read_text().split()]
         return found
@@ -48,7 +48,7 @@ class CrewCollector(Collector):
     def _buried_s(self) -> float:
         """Return the CPU seconds of children that ended: without them the sum would fall when a worker dies."""
         try:
-            fields = (self._proc / str(self._supervisor) / "stat").read_text().rpartition(")")[2].split()
+            fields = (_PROC / str(self._supervisor) / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             return 0.0
         return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")  # proc(5): cutime, cstime
