@@ -7,6 +7,7 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
     │   └── TokensFileError   a tokens file, or a line of it, that cannot be used
     ├── InvalidRequestError   a request that can never be answered
     │   └── BodyTooLargeError an HTTP body beyond the limit; the rest of it was not read
+    ├── MessageTooLargeError  a compressed message that says more than the limit
     ├── UnknownModelError     a model or version that is not here
     ├── NotReadyError         loading, draining or failed: another server may answer
     ├── UnauthenticatedError  no token, or none that is known
@@ -46,6 +47,10 @@ class InvalidRequestError(ServingError):
 
 class BodyTooLargeError(InvalidRequestError):
     """An HTTP body beyond the limit; the rest of it was not read."""
+
+
+class MessageTooLargeError(ServingError):
+    """A compressed message that says more than the limit; gRPC itself refuses any other."""
 
 
 class UnknownModelError(ServingError):
@@ -94,6 +99,7 @@ class ClientError(ServingError):
 
 STATUS: Final[dict[type[BaseException], str]] = {  # the names are gRPC's; other doors translate them
     InvalidRequestError: "INVALID_ARGUMENT",
+    MessageTooLargeError: "RESOURCE_EXHAUSTED",  # as gRPC says
     UnknownModelError: "NOT_FOUND",
     NotReadyError: "UNAVAILABLE",
     UnauthenticatedError: "UNAUTHENTICATED",

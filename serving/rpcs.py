@@ -6,14 +6,16 @@ which its loop waits for by itself: a call of 140 KB costs a tenth less CPU so, 
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from serving.arrivals import Arrivals
 from serving.errors import InvalidRequestError, ServingError
 from serving.observability import HEADER, begin_request, current_request_id
+from serving.packed import Unpacker, is_packed
 from serving.service import Context, abort
 from serving.stages import Tracing
 from serving.tokens import Gate
@@ -28,19 +30,24 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
     Asks the gate at every call, and in a stream at every message: a long stream is many requests. Asks `check_room`,
     with the method's name, before a unary call's request is read: it may raise a ServingError.
 
-    Bytes that are no message are refused here too: the library would tell the caller the names of our classes, and the
-    log a stack.
+    Messages are asked for here, also those of calls that bring one, as `arrivals` wants to know; to the caller that
+    makes no difference. Bytes that are no message are refused here too: the library would tell the caller the names of
+    our classes, and the log a stack.
     """
 
     def __init__(
         self,
         gate: Gate | None,
         *,
+        arrivals: Arrivals,
+        unpacker: Unpacker,
         open_services: tuple[str, ...] = (),
         check_room: Callable[[str], None] = lambda _: None,
         tracing: Tracing | None = None,
     ) -> None:
         self._gate = gate
+        self._arrivals = arrivals
+        self._unpacker = unpacker
         self._check_room = check_room
         self._tracing = tracing
         self._open = tuple(f"/{service}/" for service in open_services)
@@ -54,7 +61,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         """Add a service, as the generated code does."""
         for name, handler in method_handlers.items():
             method = f"/{service_name}/{name}"
-            self._added[method], self._guarded[method] = handler, _guarded(handler, lambda: None)
+            self._added[method], self._guarded[method] = handler, self._guard(handler, method, lambda: None)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         """See grpc.GenericRpcHandler. Runs in the task that will run the rpc, so that what it binds is seen there."""
@@ -69,12 +76,61 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
                 authorization = _authorization(handler_call_details)
                 if handler is not None and handler.request_streaming:
                     gate.authenticate(authorization)
-                    return _guarded(handler, lambda: gate.check(authorization))
+                    return self._guard(handler, method, lambda: gate.check(authorization))
                 gate.check(authorization)
             self._check_room(method)
         except ServingError as error:
             return _refusal(error)
         return self._guarded.get(method)
+
+    def _guard(self, handler: Handler, method: str, check: Callable[[], object]) -> Handler:
+        """Return the handler with its messages read and decoded here, and with `check` called at those of a stream."""
+        words = {False: "unary", True: "stream"}
+        answers = words[handler.response_streaming]
+        behaviour = cast(Behaviour, getattr(handler, f"{words[handler.request_streaming]}_{answers}"))
+        decode = handler.request_deserializer or bytes
+
+        async def incoming(context: Context) -> object:
+            if handler.request_streaming:
+                return self._messages(context, method, decode, check)
+            return await self._message(context, method, decode)
+
+        async def answer(_: object, context: Context) -> object:
+            _name_answer(context)
+            try:
+                return await behaviour(await incoming(context), context)
+            except ServingError as error:
+                await abort(context, error)
+
+        async def generate(_: object, context: Context) -> AsyncIterator[object]:
+            _name_answer(context)
+            try:
+                async for message in behaviour(await incoming(context), context):
+                    yield message
+            except ServingError as error:
+                await abort(context, error)
+
+        wrapped = generate if inspect.isasyncgenfunction(behaviour) else answer  # both are ways to write a servicer
+        make = getattr(grpc, f"stream_{answers}_rpc_method_handler")
+        return cast(Handler, make(wrapped, None, handler.response_serializer))
+
+    async def _message(self, context: Context, method: str, decode: Callable[[bytes], object]) -> object:
+        """Return the message of a call that brings one."""
+        message = await self._arrivals.read(context, method, is_stream=False)
+        if message is None:
+            raise InvalidRequestError("found no message, wanted one")
+        return _decoded(await self._unpacker.unpack(message) if is_packed(message) else message, decode)
+
+    async def _messages(
+        self, context: Context, method: str, decode: Callable[[bytes], object], check: Callable[[], object]
+    ) -> AsyncIterator[object]:
+        """Yield the messages of a call that may bring many."""
+        context.add_done_callback(self._arrivals.forget)  # type: ignore[arg-type]  # the stubs want it named ctx
+        # The library never frees a message that comes after its read was cancelled: one for each stream that is ended
+        # early. Shielded, a read that nobody waits for any more ends with its call.
+        while (message := await asyncio.shield(self._arrivals.read(context, method, is_stream=True))) is not None:
+            check()
+            yield _decoded(await self._unpacker.unpack(message) if is_packed(message) else message, decode)
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:
@@ -92,53 +148,13 @@ def _refusal(error: ServingError) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _guarded(handler: Handler, check: Callable[[], object]) -> Handler:
-    """Return the handler with its messages decoded here, and with `check` called at every message of a stream."""
-    words = {False: "unary", True: "stream"}
-    kind = f"{words[handler.request_streaming]}_{words[handler.response_streaming]}"
-    behaviour, read = cast(Behaviour, getattr(handler, kind)), _reader(handler, check)
-
-    async def answer(incoming: object, context: Context) -> object:
-        _name_answer(context)
-        try:
-            return await behaviour(read(incoming), context)
-        except ServingError as error:
-            await abort(context, error)
-
-    async def generate(incoming: object, context: Context) -> AsyncIterator[object]:
-        _name_answer(context)
-        try:
-            async for message in behaviour(read(incoming), context):
-                yield message
-        except ServingError as error:
-            await abort(context, error)
-
-    wrapped = generate if inspect.isasyncgenfunction(behaviour) else answer  # both are ways to write a servicer
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return cast(Handler, make(wrapped, None, handler.response_serializer))
-
-
 def _name_answer(context: Context) -> None:
     """Put the request's id among the trailers of an rpc's answer."""
     context.set_trailing_metadata(((HEADER, current_request_id()),))
 
 
-def _reader(handler: Handler, check: Callable[[], object]) -> Callable[[Any], object]:
-    """Return what turns a call's bytes, or its stream of bytes, into messages."""
-    decode = handler.request_deserializer or bytes
-
-    def one(message: bytes) -> object:
-        try:
-            return decode(message)
-        except DecodeError as error:
-            raise InvalidRequestError("found bytes that are no message of this method") from error
-
-    async def each(messages: AsyncIterable[bytes]) -> AsyncIterator[object]:
-        incoming, end = aiter(messages), object()
-        # The library never frees a message that comes after its read was cancelled: one for each stream that is ended
-        # early. Shielded, a read that nobody waits for any more ends with its call.
-        while (message := await asyncio.shield(anext(incoming, end))) is not end:
-            check()
-            yield one(cast(bytes, message))
-
-    return each if handler.request_streaming else one
+def _decoded(message: bytes, decode: Callable[[bytes], object]) -> object:
+    try:
+        return decode(message)
+    except DecodeError as error:
+        raise InvalidRequestError("found bytes that are no message of this method") from error

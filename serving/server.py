@@ -14,11 +14,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving.access import check_exposure
+from serving.arrivals import Arrivals
 from serving.catalogue import Catalogue
 from serving.connections import connection_options
 from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher, Door
-from serving.errors import StartupError
+from serving.errors import StartupError, TryLaterError
 from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
 from serving.http_body import BodyLimits
@@ -28,6 +29,7 @@ from serving.metrics import Metrics
 from serving.observability import Envelope
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
+from serving.packed import Unpacker
 from serving.page import PAGE_PATHS
 from serving.rpcs import Rpcs
 from serving.service import SERVICE_NAME, ClassifierService
@@ -57,7 +59,18 @@ class Server:
         self._settings = settings
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
         open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
-        self._rpcs = Rpcs(self._gate, open_services=open_services, check_room=self._check_room, tracing=tracing)
+        self._rpcs = Rpcs(
+            self._gate,
+            arrivals=Arrivals(
+                allowed_bytes=settings.memory_bytes,
+                max_message_bytes=settings.max_message_bytes,
+                on_refusal=self._count_refusal,
+            ),
+            unpacker=Unpacker(settings.max_message_bytes),
+            open_services=open_services,
+            check_room=self._check_room,
+            tracing=tracing,
+        )
         self._grpc = grpc.aio.server(options=connection_options(settings), handlers=(self._rpcs,))
         self._dispatcher = Dispatcher(
             catalogue,
@@ -164,6 +177,11 @@ class Server:
         door = _DOORS.get(method)
         if door is not None:
             self._dispatcher.check_room(door=door)
+
+    def _count_refusal(self, method: str, error: TryLaterError) -> None:
+        door = _DOORS.get(method)
+        if door is not None:
+            self._dispatcher.count_refusal(error, door=door)
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)

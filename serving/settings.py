@@ -4,6 +4,7 @@
 CALOTYPE_MAX_BATCH.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -82,6 +83,12 @@ class ServerSettings:
         limit = memory_limit_bytes()
         allowed = self.max_queue_bytes if limit is None else min(self.max_queue_bytes, limit // (4 * self.workers))
         return max(allowed, self.max_message_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much a worker may hold before it refuses what is still arriving: three quarters of its part."""
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return (memory_limit_bytes() or machine) * 3 // (4 * self.workers)
 
     @property
     def renewal_s(self) -> float:

@@ -1,13 +1,20 @@
 """What the C library is told about memory."""
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+import tiny_bundle
+from running import LIMIT_S, Running, plain_channel
 from test_process import ENVIRONMENT
+
+from protos import classifier_pb2 as pb
+from serving.memory import private_bytes, return_memory
 
 HEAPS = """
 import ctypes, gc, sys
@@ -111,3 +118,27 @@ def test_what_lives_at_the_start_is_never_searched_again_and_what_comes_later_is
         [sys.executable, "-c", FREEZE], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True
     )
     assert done.stdout.split() == ["True", "True"]
+
+
+def test_what_is_refused_leaves_memory_at_once(models):
+    """Not when cycles are next looked for: messages that say nothing, and more pictures than a queue may hold."""
+    size, calls = 8 * 2**20, 12
+    picture = tiny_bundle.picture("red").ljust(size // 4, b"\0")
+    garbage, too_much = bytes(size), pb.ClassifyRequest(images=[picture] * 3).SerializeToString()
+    settings = {"max_message_bytes": size, "max_queue_bytes": size, "max_images_per_request": 2}
+    with Running(models, **settings) as server, plain_channel(server.address) as channel:
+        call = channel.unary_unary("/classifier.v1.Classifier/Classify", None, None)
+        gc.collect()
+        gc.disable()
+        try:
+            for message in (garbage, too_much) * (calls // 2):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(message, timeout=LIMIT_S)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            return_memory()
+            held = private_bytes()
+        finally:
+            gc.enable()
+        gc.collect()
+        return_memory()
+        assert held - private_bytes() < 2 * size

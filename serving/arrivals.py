@@ -1,0 +1,127 @@
+"""What gRPC messages that are still on their way may take of this server's memory together.
+
+The library takes in a message as a whole before anything of ours sees a byte of it, and does not tell how much has
+come: 60 calls that each held back their last byte took 3.6 GB. So the memory of the process is looked at while messages
+take longer than everyday ones do, and where it is used up the oldest of them are refused.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import grpc
+import structlog
+
+from serving.errors import QueueFullError, TryLaterError
+from serving.memory import private_bytes, return_memory
+from serving.service import Context, abort
+
+_LOOK_S: Final = 0.02  # at a gigabyte a second 20 MB come between two looks
+_RETRY_S: Final = 1.0
+_TELL_S: Final = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class _Coming(NamedTuple):
+    since: float  # in the loop's time
+    method: str
+    is_stream: bool
+
+
+class Arrivals:
+    """The messages that the calls of one server wait for. Used from its event loop."""
+
+    def __init__(
+        self,
+        *,
+        allowed_bytes: int,
+        max_message_bytes: int,
+        on_refusal: Callable[[str, TryLaterError], None] = lambda method, error: None,  # noqa: ARG005 -- named by whom
+        used_bytes: Callable[[], int] = private_bytes,
+    ) -> None:
+        """Let messages arrive while this process uses no more than `allowed_bytes`, and one in any case.
+
+        `on_refusal` hears the method of a call that was refused, such as "/classifier.v1.Classifier/Classify".
+        """
+        self._allowed = allowed_bytes
+        self._max_message = max_message_bytes
+        self._on_refusal = on_refusal
+        self._used = used_bytes
+        self._own = 0  # bytes in use when no message was long under way
+        self._coming: dict[Context, _Coming] = {}  # the oldest first
+        self._is_looking = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tell_from = 0.0  # in the loop's time
+
+    async def read(self, context: Context, method: str, *, is_stream: bool) -> bytes | None:
+        """Return the next message of a call, None after its last.
+
+        Where the call is refused meanwhile this raises what the library wants to see passed on.
+        """
+        self._coming[context] = _Coming(asyncio.get_running_loop().time(), method, is_stream)
+        if not self._is_looking:
+            self._is_looking = True
+            self._look_soon()
+        try:
+            message = await context.read()
+        finally:
+            self.forget(context)
+        return message if isinstance(message, bytes) else None  # grpc.aio.EOF
+
+    def forget(self, context: Context) -> None:
+        """Hear that a call waits for no message any more; where it ends without, before the library lets go of it."""
+        self._coming.pop(context, None)
+
+    def _look_soon(self) -> None:
+        if not self._slow():
+            self._own = self._used()
+        asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        if not self._coming:
+            self._is_looking = False
+        elif self._slow() and self._is_too_much():
+            self._start(self._relieve())
+        else:
+            self._look_soon()
+
+    async def _relieve(self) -> None:
+        await asyncio.to_thread(return_memory)  # the C library keeps what refused messages leave behind
+        if self._is_too_much():
+            self._refuse_half()
+        self._look_soon()
+
+    def _slow(self) -> list[Context]:
+        before = asyncio.get_running_loop().time() - _LOOK_S
+        return [context for context, coming in self._coming.items() if coming.since <= before]
+
+    def _is_too_much(self) -> bool:
+        return self._used() > max(self._allowed, self._own + self._max_message)
+
+    def _refuse_half(self) -> None:
+        """Refuse the oldest half; streams, which may just be idle, only where there is nothing else."""
+        slow = self._slow()
+        slow = [context for context in slow if not self._coming[context].is_stream] or slow
+        refused = slow[: (len(slow) + 1) // 2]
+        if (now := asyncio.get_running_loop().time()) > self._tell_from:
+            self._tell_from = now + _TELL_S
+            log.warning("messages on their way take too much memory", used_mb=self._used() >> 20, refused=len(refused))
+        for context in refused:
+            self._start(self._refuse(context))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, context=contextvars.Context())  # not one call's: its id would be in the log
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _refuse(self, context: Context) -> None:
+        coming = self._coming.pop(context, None)
+        if coming is None:  # it has come meanwhile, or the call has ended: the library must not be asked about it then
+            return
+        error = QueueFullError("too much is on its way at once; try again later, or send less", retry_after_s=_RETRY_S)
+        self._on_refusal(coming.method, error)
+        with suppress(grpc.aio.BaseError):  # said by the library of every call that is aborted
+            await abort(context, error)

@@ -1,0 +1,205 @@
+"""What messages that are still on their way may take together, and who is refused where it is too much."""
+
+import asyncio
+from functools import partial
+
+import grpc
+import pytest
+from half_sent import half_sent
+from running import Running, classify, plain_channel, until
+
+from serving.arrivals import Arrivals
+from serving.memory import private_bytes, return_memory
+from serving.settings import ServerSettings
+
+MB = 2**20
+CLASSIFY, CHECK = "/classifier.v1.Classifier/Classify", "/grpc.health.v1.Health/Check"
+ALLOWED_MB, MESSAGE_MB = 100, 10
+WAIT_S = 20
+
+
+class FakeContext:
+    """A call whose message comes when the test says so, or never; refused, it ends as the library would end it."""
+
+    def __init__(self):
+        self.message = asyncio.get_running_loop().create_future()
+        self.refused_with = None
+
+    async def read(self):
+        return await self.message
+
+    def trailing_metadata(self):
+        return ()
+
+    async def abort(self, code, details, trailers):
+        self.refused_with = code.name, dict(trailers)
+        error = grpc.aio.AbortError("aborted")
+        if not self.message.done():
+            self.message.set_exception(error)
+        raise error
+
+
+class Memory:
+    """Memory in use, in MB, as a test sets it; and who was refused for it."""
+
+    def __init__(self, used_mb):
+        self.used_mb, self.looks, self.refusals = used_mb, 0, []
+        self._changed = asyncio.Event()
+
+    def used_bytes(self):
+        self.looks += 1
+        self._changed.set()
+        return self.used_mb * MB
+
+    def on_refusal(self, method, error):
+        self.refusals.append((method, error.retry_after_s))
+        self._changed.set()
+
+    async def until(self, condition):
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def looked_at(self, times=4):
+        goal = self.looks + times
+        await self.until(lambda: self.looks >= goal)
+
+
+def scene(play, *, used_mb=50):
+    async def main():
+        memory = Memory(used_mb)
+        arrivals = Arrivals(
+            allowed_bytes=ALLOWED_MB * MB,
+            max_message_bytes=MESSAGE_MB * MB,
+            on_refusal=memory.on_refusal,
+            used_bytes=memory.used_bytes,
+        )
+        calls, tasks = [], []
+
+        def coming(count, *, is_stream=False, method=CLASSIFY):
+            new = [FakeContext() for _ in range(count)]
+            calls.extend(new)
+            tasks.extend(asyncio.create_task(arrivals.read(one, method, is_stream=is_stream)) for one in new)
+            return new
+
+        await play(arrivals, coming, memory)
+        for call in calls:
+            if not call.message.done():
+                call.message.set_result(grpc.aio.EOF)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def refused(calls):
+    return [call.refused_with is not None for call in calls]
+
+
+def test_nobody_is_refused_while_there_is_memory():
+    """However long their messages take."""
+
+    async def play(arrivals, coming, memory):
+        calls = coming(4)
+        await memory.looked_at(8)
+        assert refused(calls) == [False] * 4
+
+    scene(play, used_mb=ALLOWED_MB)
+
+
+def test_where_memory_is_used_up_the_oldest_half_is_refused():
+    """With the status, the time to come again, and the method for whoever counts; the rest may still come."""
+
+    async def play(arrivals, coming, memory):
+        calls = coming(5)
+        await memory.looked_at()
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(lambda: memory.refusals)
+        memory.used_mb = ALLOWED_MB
+        await memory.looked_at()
+        assert refused(calls) == [True] * 3 + [False] * 2
+        assert memory.refusals == [(CLASSIFY, 1.0)] * 3
+        status, trailers = calls[0].refused_with
+        assert (status, trailers["grpc-retry-pushback-ms"]) == ("RESOURCE_EXHAUSTED", "1000")
+
+    scene(play)
+
+
+def test_streams_are_refused_only_where_there_is_nothing_else():
+    """They may just be idle."""
+
+    async def play(arrivals, coming, memory):
+        streams, call = coming(2, is_stream=True), coming(1)
+        await memory.looked_at()
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(lambda: memory.refusals)
+        assert refused(call) == [True]
+        await memory.until(lambda: len(memory.refusals) == 3)
+        assert refused(streams) == [True] * 2
+
+    scene(play)
+
+
+def test_what_has_come_is_not_refused():
+    """Whatever else is in memory then: the queue's door knows what it is."""
+
+    async def play(arrivals, coming, memory):
+        call, slow = coming(2)
+        await memory.looked_at()
+        call.message.set_result(b"message")
+        memory.used_mb = 10 * ALLOWED_MB
+        await memory.until(lambda: memory.refusals)
+        assert refused([call, slow]) == [False, True]
+
+    scene(play)
+
+
+def test_a_call_that_has_ended_is_left_alone():
+    """Its read may still be pending; the library would crash if it were asked to refuse."""
+
+    async def play(arrivals, coming, memory):
+        gone, there = coming(2, is_stream=True)
+        await memory.looked_at()
+        arrivals.forget(gone)
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(lambda: memory.refusals)
+        assert refused([gone, there]) == [False, True]
+
+    scene(play)
+
+
+def test_one_message_may_always_come():
+    """Also where the server itself takes more than its part."""
+
+    async def play(arrivals, coming, memory):
+        (first,) = coming(1)
+        await memory.looked_at(1)  # nothing is long under way yet
+        memory.used_mb += MESSAGE_MB
+        await memory.looked_at()
+        assert refused([first]) == [False]
+        memory.used_mb += 1
+        await memory.until(lambda: memory.refusals)
+
+    scene(play, used_mb=2 * ALLOWED_MB)
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, CHECK])
+def test_half_sent_messages_do_not_fill_the_memory(models, monkeypatch, path):
+    """64 MB of them where 16 are left: enough are refused, and everybody else is answered."""
+    return_memory()
+    monkeypatch.setattr(ServerSettings, "memory_bytes", private_bytes() + 16 * MB)
+    with (
+        Running(models, max_message_bytes=4 * MB, max_queue_bytes=4 * MB) as server,
+        half_sent(server.address, path=path, calls=16, size_bytes=4 * MB - 1) as ended,
+        plain_channel(server.address) as channel,
+    ):
+        exhausted = str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+        until(lambda: ended[exhausted] >= 8, what="refusals")
+        classify(channel)
+        assert set(ended) == {exhausted}
+        labels = {"door": "classifier.v1", "model": "", "status": "RESOURCE_EXHAUSTED"}
+        counted = partial(server.metrics.registry.get_sample_value, "calotype_requests_total", labels)
+        if path == CLASSIFY:
+            until(lambda: counted() == ended[exhausted], what="counts")
+        else:
+            assert counted() is None

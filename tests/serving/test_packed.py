@@ -1,0 +1,84 @@
+"""Compressed messages: known from all others, unpacked to what they were, and never beyond the limit."""
+
+import asyncio
+import gzip
+import threading
+import zlib
+
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protos import classifier_pb2, open_inference_pb2
+from serving import packed
+from serving.errors import InvalidRequestError, MessageTooLargeError
+from serving.packed import Unpacker, is_packed
+
+LIMIT = 1000
+FILES = (classifier_pb2, open_inference_pb2, health_pb2, reflection_pb2)
+REQUESTS = [
+    method.input_type
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+def unpack(message, max_bytes=LIMIT):
+    async def scene():
+        return await Unpacker(max_bytes).unpack(message)
+
+    return asyncio.run(scene())
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+@given(message=st.binary(max_size=LIMIT))
+def test_a_message_is_what_it_was(pack, message):
+    """Up to the limit."""
+    assert is_packed(pack(message))
+    assert unpack(pack(message)) == message
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_a_bomb_is_not_unpacked(pack):
+    """One byte more than the limit is too much."""
+    with pytest.raises(MessageTooLargeError, match="more than 1,000 bytes"):
+        unpack(pack(bytes(LIMIT + 1)))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+@given(data=st.data())
+def test_a_damaged_message_is_an_invalid_request(pack, data):
+    """Cut anywhere, or with a byte changed, where the checksum tells."""
+    message = pack(b"a picture" * 20)
+    with pytest.raises(InvalidRequestError):
+        unpack(message[: data.draw(st.integers(1, len(message) - 1))])
+
+
+def test_no_request_begins_like_a_compressed_one():
+    """A first byte of 0x78 would be field 15; 0x1f is none of protobuf."""
+    assert len(REQUESTS) > 15
+    for request in REQUESTS:
+        assert 15 not in request.fields_by_number, request.full_name
+
+
+def test_messages_are_unpacked_one_at_a_time(monkeypatch):
+    """Each may be as large as a message can be."""
+    one, overlaps = threading.Lock(), []
+
+    def slow(message, max_bytes):
+        overlaps.append(not one.acquire(blocking=False))
+        if not overlaps[-1]:
+            one.release()
+        return message
+
+    monkeypatch.setattr(packed, "_unpack", slow)
+
+    async def scene():
+        unpacker = Unpacker(LIMIT)
+        return await asyncio.gather(*(unpacker.unpack(b"%d" % number) for number in range(8)))
+
+    assert asyncio.run(scene()) == [b"%d" % number for number in range(8)]
+    assert not any(overlaps)
