@@ -128,7 +128,12 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         context.add_done_callback(self._arrivals.forget)  # type: ignore[arg-type]  # the stubs want it named ctx
         # The library never frees a message that comes after its read was cancelled: one for each stream that is ended
         # early. Shielded, a read that nobody waits for any more ends with its call.
-        while (message := await asyncio.shield(self._arrivals.read(context, method, is_stream=True))) is not None:
+        while True:
+            reading = asyncio.ensure_future(self._arrivals.read(context, method, is_stream=True))
+            reading.add_done_callback(_hear)
+            message = await asyncio.shield(reading)
+            if message is None:
+                return
             check()
             yield _decoded(await self._unpacker.unpack(message) if is_packed(message) else message, decode)
 
@@ -151,6 +156,12 @@ def _refusal(error: ServingError) -> Handler:
 def _name_answer(context: Context) -> None:
     """Put the request's id among the trailers of an rpc's answer."""
     context.set_trailing_metadata(((HEADER, current_request_id()),))
+
+
+def _hear(task: "asyncio.Task[Any]") -> None:
+    """Ask for the error of a task that nobody may wait for any more: it would go to the log."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _decoded(message: bytes, decode: Callable[[bytes], object]) -> object:

@@ -1,7 +1,9 @@
 """What messages that are still on their way may take together, and who is refused where it is too much."""
 
 import asyncio
+import gc
 from functools import partial
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -10,6 +12,8 @@ from running import Running, classify, plain_channel, until
 
 from serving.arrivals import Arrivals
 from serving.memory import private_bytes, return_memory
+from serving.packed import Unpacker
+from serving.rpcs import Rpcs
 from serving.settings import ServerSettings
 
 MB = 2**20
@@ -27,6 +31,12 @@ class FakeContext:
 
     async def read(self):
         return await self.message
+
+    def set_trailing_metadata(self, metadata):
+        """As the library's."""
+
+    def add_done_callback(self, callback):
+        """As the library's."""
 
     def trailing_metadata(self):
         return ()
@@ -181,6 +191,32 @@ def test_one_message_may_always_come():
         await memory.until(lambda: memory.refusals)
 
     scene(play, used_mb=2 * ALLOWED_MB)
+
+
+def test_a_read_that_nobody_waits_for_leaves_nothing_in_the_log():
+    """A stream is ended while its next message is under way; then the library says that there is none."""
+
+    async def main():
+        unheard = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, event: unheard.append(event["message"]))
+        memory = Memory(50)
+        arrivals = Arrivals(allowed_bytes=ALLOWED_MB * MB, max_message_bytes=MB, used_bytes=memory.used_bytes)
+        context, rpcs = FakeContext(), Rpcs(None, arrivals=arrivals, unpacker=Unpacker(MB))
+
+        async def answer(requests, _):
+            reading = asyncio.create_task(anext(requests))
+            await memory.looked_at()
+            reading.cancel()
+
+        rpcs.add_registered_method_handlers("s", {"m": grpc.stream_stream_rpc_method_handler(answer)})
+        await rpcs.service(SimpleNamespace(method="/s/m", invocation_metadata=())).stream_stream(None, context)
+        context.message.set_exception(grpc.aio.AbortError("aborted"))
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=WAIT_S)
+        del context
+        gc.collect()  # where Python tells of errors that nobody asked for
+        return unheard
+
+    assert asyncio.run(main()) == []
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, CHECK])
