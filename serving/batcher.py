@@ -21,8 +21,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Generic, TypeVar
 
+from bundle.errors import CalotypeError
 from serving.admission import Admission, BatcherLimits
-from serving.errors import NotReadyError
+from serving.errors import NotReadyError, without_frames
 from serving.observer import Observer
 from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, give_way
@@ -32,6 +33,7 @@ from serving.waiting import Item, Share, Waiting
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Batcher(Generic[Payload, Row, Answer]):
@@ -135,19 +137,15 @@ class Batcher(Generic[Payload, Row, Answer]):
     def _prepare_loop(self) -> None:
         while (entry := self._next_incoming()) is not None:
             ticket, payload = entry
-            row = None
-            error: Exception | None = None
+            row: Row | Exception | None = None
             if ticket.is_late(self._clock()):
                 self._observer.on_drop("deadline")
-                error = past_deadline()
+                row = past_deadline()
             elif ticket.future.cancelled():
                 self._observer.on_drop("cancelled")
             else:
-                try:
-                    row = self._prepare(payload)
-                except Exception as failure:  # noqa: BLE001 -- whatever it is, it belongs to this item's caller
-                    error = failure
-            self._finish_prepare(ticket, row, error)
+                row = _attempt(partial(self._prepare, payload))
+            self._finish_prepare(ticket, row)
 
     def _next_incoming(self) -> tuple[Ticket[Answer], Payload] | None:
         with self._lock:
@@ -158,19 +156,20 @@ class Batcher(Generic[Payload, Row, Answer]):
             self._preparing += 1
             return self._incoming.popleft()
 
-    def _finish_prepare(self, ticket: Ticket[Answer], row: Row | None, error: Exception | None) -> None:
+    def _finish_prepare(self, ticket: Ticket[Answer], row: Row | Exception | None) -> None:
         with self._lock:
             self._preparing -= 1
-            if row is not None:
-                self._ready.append(Item(ticket, lambda: row, self._clock()))
+            if row is not None and not isinstance(row, Exception):
+                made = row
+                self._ready.append(Item(ticket, lambda: made, self._clock()))
                 self._has_ready.notify()
             else:
                 self._admission.leave(ticket.size_bytes)
                 self._observer.on_queue(self._admission.items)
             if self._is_closing:
                 self._has_ready.notify_all()
-        if error is not None:
-            ticket.fail(error)
+        if isinstance(row, Exception):
+            ticket.fail(row)
 
     def _run_loop(self, core: OwnCore) -> None:
         while (share := self._next_share()) is not None:
@@ -194,13 +193,12 @@ class Batcher(Generic[Payload, Row, Answer]):
             run_started = self._clock()
             is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
             run = self._run_lone if self._run_lone and is_lone else self._run
-            try:
-                answers = run(rows)
-                if len(answers) != len(rows):
-                    raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this batch's callers
+            answers = _attempt(partial(run, rows))
+            if not isinstance(answers, Exception) and len(answers) != len(rows):
+                answers = RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
+            if isinstance(answers, Exception):
                 for ticket in tickets:
-                    ticket.future.set_exception(error)
+                    ticket.future.set_exception(answers)
                 return
         done = self._clock()
         self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
@@ -213,10 +211,9 @@ class Batcher(Generic[Payload, Row, Answer]):
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
         tickets, rows = [], []
         for item in batch:
-            try:
-                row = item.make_row()
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it belongs to this item's caller
-                item.ticket.future.set_exception(error)
+            row = _attempt(item.make_row)
+            if isinstance(row, Exception):
+                item.ticket.future.set_exception(row)
                 continue
             if item.ticket.is_late(self._clock()):
                 self._observer.on_drop("deadline")
@@ -249,6 +246,16 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def _window_s(self) -> float:
         return 0.0 if self._is_closing else self._ready.window_s(self._clock())
+
+
+def _attempt(step: Callable[[], Result]) -> Result | Exception:
+    """Return what a step gives, or its error, which belongs to whoever waits for it."""
+    try:
+        return step()
+    except CalotypeError as error:  # expected, and nobody asks where it came from
+        return without_frames(error)
+    except Exception as error:  # noqa: BLE001 -- whatever it is
+        return error
 
 
 def _work(loop: Callable[[], None]) -> None:

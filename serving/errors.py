@@ -20,9 +20,11 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
 """
 
 import asyncio
-from typing import Final
+from typing import Final, TypeVar
 
 from bundle.errors import CalotypeError
+
+ExceptionT = TypeVar("ExceptionT", bound=Exception)
 
 
 class ServingError(CalotypeError):
@@ -113,3 +115,13 @@ STATUS: Final[dict[type[BaseException], str]] = {  # the names are gRPC's; other
 def status_name(error: BaseException) -> str:
     """Return the status of an error, such as "NOT_FOUND"; "INTERNAL" where it was not foreseen."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), "INTERNAL")
+
+
+def without_frames(error: ExceptionT) -> ExceptionT:
+    """Return an error that lets go of the frames it came through, and of its causes with theirs.
+
+    What keeps an error, a future or gRPC's context, is known to those frames in turn: with all pictures of a batch, or
+    a message of 60 MB, they would be in memory until cycles are next looked for.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

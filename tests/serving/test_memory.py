@@ -5,6 +5,7 @@ import gc
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ from running import LIMIT_S, Running, plain_channel
 from test_process import ENVIRONMENT
 
 from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
 from serving.memory import private_bytes, return_memory
 
 HEAPS = """
@@ -120,25 +122,52 @@ def test_what_lives_at_the_start_is_never_searched_again_and_what_comes_later_is
     assert done.stdout.split() == ["True", "True"]
 
 
+@contextmanager
+def no_cycles(size_bytes):
+    """What was done meanwhile held no more than this until cycles were looked for."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        return_memory()
+        held = private_bytes()
+    finally:
+        gc.enable()
+    gc.collect()
+    return_memory()
+    assert held - private_bytes() < size_bytes
+
+
 def test_what_is_refused_leaves_memory_at_once(models):
-    """Not when cycles are next looked for: messages that say nothing, and more pictures than a queue may hold."""
+    """Messages that say nothing, and more pictures than a request may have."""
     size, calls = 8 * 2**20, 12
     picture = tiny_bundle.picture("red").ljust(size // 4, b"\0")
     garbage, too_much = bytes(size), pb.ClassifyRequest(images=[picture] * 3).SerializeToString()
     settings = {"max_message_bytes": size, "max_queue_bytes": size, "max_images_per_request": 2}
-    with Running(models, **settings) as server, plain_channel(server.address) as channel:
+    with (
+        Running(models, **settings) as server,
+        plain_channel(server.address) as channel,
+        no_cycles(2 * size),
+    ):
         call = channel.unary_unary("/classifier.v1.Classifier/Classify", None, None)
-        gc.collect()
-        gc.disable()
-        try:
-            for message in (garbage, too_much) * (calls // 2):
-                with pytest.raises(grpc.RpcError) as caught:
-                    call(message, timeout=LIMIT_S)
-                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            return_memory()
-            held = private_bytes()
-        finally:
-            gc.enable()
-        gc.collect()
-        return_memory()
-        assert held - private_bytes() < 2 * size
+        for message in (garbage, too_much) * (calls // 2):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(message, timeout=LIMIT_S)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("decode_threads", [0, 1])
+def test_bad_pictures_leave_memory_at_once(models, decode_threads):
+    """And what was in a batch with them."""
+    size, calls = 4 * 2**20, 12
+    good = tiny_bundle.picture("red").ljust(size, b"\0")
+    settings = {"max_message_bytes": 3 * size, "decode_threads": decode_threads}
+    with (
+        Running(models, **settings) as server,
+        plain_channel(server.address) as channel,
+        no_cycles(3 * size),
+    ):
+        stub = classifier_pb2_grpc.ClassifierStub(channel)
+        for _ in range(calls):
+            bad, found = stub.Classify(pb.ClassifyRequest(images=[bytes(size), good]), timeout=LIMIT_S).results
+            assert (bad.error.code, found.predictions[0].label) == (pb.ImageError.NOT_AN_IMAGE, "red")
