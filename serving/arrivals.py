@@ -39,7 +39,7 @@ class Arrivals:
         *,
         allowed_bytes: int,
         max_message_bytes: int,
-        on_refusal: Callable[[str, TryLaterError], None] = lambda method, error: None,  # noqa: ARG005 -- named by whom
+        on_refusal: Callable[[str, TryLaterError], None],
         used_bytes: Callable[[], int] = private_bytes,
     ) -> None:
         """Let messages arrive while this process uses no more than `allowed_bytes`, and one in any case.

@@ -1,6 +1,6 @@
 """What a gRPC connection to the server may carry, and how long it lives."""
 
-from serving.packed import NOT_BY_THE_LIBRARY
+from serving.packed import LEAVE_PACKED
 from serving.settings import ServerSettings
 
 
@@ -9,7 +9,7 @@ def connection_options(settings: ServerSettings) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        NOT_BY_THE_LIBRARY,
+        LEAVE_PACKED,  # compressed messages are unpacked one at a time, see `packed`
         # One connection can fill the queue but not the memory: further calls wait at the client, unsent. More than may
         # queue: else a caller whose calls share a connection waits, or sees UNAVAILABLE, and not a refusal that says
         # when to come again.

@@ -11,7 +11,7 @@ from typing import Final
 
 from serving.errors import InvalidRequestError, MessageTooLargeError
 
-NOT_BY_THE_LIBRARY: Final = ("grpc.per_message_decompression", 0)  # grpc_types.h
+LEAVE_PACKED: Final = ("grpc.per_message_decompression", 0)  # grpc_types.h
 _WINDOW_BITS: Final = {b"\x1f": 31, b"\x78": 15}  # for zlib, by the first byte of gzip (RFC 1952), deflate (RFC 1950)
 
 

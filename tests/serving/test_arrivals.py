@@ -65,6 +65,14 @@ class Memory:
         self.refusals.append((method, error.retry_after_s))
         self._changed.set()
 
+    def arrivals(self):
+        return Arrivals(
+            allowed_bytes=ALLOWED_MB * MB,
+            max_message_bytes=MESSAGE_MB * MB,
+            on_refusal=self.on_refusal,
+            used_bytes=self.used_bytes,
+        )
+
     async def until(self, condition):
         async with asyncio.timeout(WAIT_S):
             while not condition():
@@ -79,13 +87,7 @@ class Memory:
 def scene(play, *, used_mb=50):
     async def main():
         memory = Memory(used_mb)
-        arrivals = Arrivals(
-            allowed_bytes=ALLOWED_MB * MB,
-            max_message_bytes=MESSAGE_MB * MB,
-            on_refusal=memory.on_refusal,
-            used_bytes=memory.used_bytes,
-        )
-        calls, tasks = [], []
+        arrivals, calls, tasks = memory.arrivals(), [], []
 
         def coming(count, *, is_stream=False, method=CLASSIFY):
             new = [FakeContext() for _ in range(count)]
@@ -200,8 +202,7 @@ def test_a_read_that_nobody_waits_for_leaves_nothing_in_the_log():
         unheard = []
         asyncio.get_running_loop().set_exception_handler(lambda _, event: unheard.append(event["message"]))
         memory = Memory(50)
-        arrivals = Arrivals(allowed_bytes=ALLOWED_MB * MB, max_message_bytes=MB, used_bytes=memory.used_bytes)
-        context, rpcs = FakeContext(), Rpcs(None, arrivals=arrivals, unpacker=Unpacker(MB))
+        context, rpcs = FakeContext(), Rpcs(None, arrivals=memory.arrivals(), unpacker=Unpacker(MB))
 
         async def answer(requests, _):
             reading = asyncio.create_task(anext(requests))

@@ -238,6 +238,8 @@ def test_compressed_requests_are_read_and_their_bombs_refused(models):
     async def scene(stub, channel):
         for method in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             assert best(await stub.ModelInfer(request("red"), compression=method)) == ["red"]
+            (answer,) = [answer async for answer in stub.ModelStreamInfer([request("red")], compression=method)]
+            assert best(answer.infer_response) == ["red"]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ModelInfer(bomb, compression=grpc.Compression.Gzip)
         assert caught.value.code().name == "RESOURCE_EXHAUSTED"
