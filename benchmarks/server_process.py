@@ -24,6 +24,7 @@ class ServerProcess:
 
     process: "subprocess.Popen[bytes]"
     port: int
+    http_port: int  # 0: there is none
     start_s: float  # as the server says, from its first step to SERVING
     log: Path  # one JSON object a line
 
@@ -61,7 +62,10 @@ class ServerProcess:
 
 @contextmanager
 def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
-    """Serve a folder on a free port without HTTP; SIGTERM at the end. Ends the program where it does not start."""
+    """Serve a folder on a free port; SIGTERM at the end. Ends the program where it does not start.
+
+    Without HTTP, unless the options ask for it.
+    """
     command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0"]
     command += ["--http-address", "off", "--log-format", "json", *options]
     # A file, not a pipe: a server whose log nobody reads stops when the pipe is full.
@@ -70,7 +74,13 @@ def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
         try:
             log = Path(file.name)
             serving = _serving(process, log)
-            server = ServerProcess(process=process, port=serving["port"], start_s=serving["seconds"], log=log)
+            server = ServerProcess(
+                process=process,
+                port=serving["port"],
+                http_port=serving["http_port"],
+                start_s=serving["seconds"],
+                log=log,
+            )
             yield server
             server.stop()
         finally:

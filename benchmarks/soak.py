@@ -1,12 +1,13 @@
 """Does a server leak? Run one for a while under ugly traffic, and compare memory, descriptors and threads.
 
-`make soak` runs 20 minutes with a small model made here; MODELS=folder and SOAK_MINUTES=n change that. Exit 1 where
-resident memory grew by more than 20 MB after the warm-up, a descriptor or a thread is left over, an answer was wrong,
-or the server's log tells of an error that nobody foresaw.
+`make soak` runs 20 minutes with a small model made here, of which a new version comes every minute; MODELS=folder and
+SOAK_MINUTES=n change that. Exit 1 where resident memory grew by more than 20 MB after the warm-up, a descriptor or a
+thread is left over, an answer was wrong, or the server's log tells of an error that nobody foresaw.
 """
 
 import asyncio
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,18 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
+import grpc
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.server_process import ServerProcess, running_server
 from benchmarks.soak_traffic import Traffic, mixed_pictures
+from protos import classifier_pb2, classifier_pb2_grpc
 from tests.serving import tiny_bundle
 
 MAX_GROWTH_MB: Final = 20.0
 SPARE_THREADS: Final = 2  # gRPC's own pool breathes
 WARM_UP_SHARE: Final = 0.2
 KILL_EVERY_S: Final = 10.0
+SWAP_EVERY_S: Final = 60.0
 AT_ONCE: Final = 64
 QUIET_S: Final = 90.0  # to let go of what half-open connections held
 console = Console(width=110)
@@ -51,11 +55,12 @@ def main(
 ) -> None:
     """Print the table; exit 1 where anything was left over."""
     with tempfile.TemporaryDirectory() as scratch:
-        if models is None:
-            models = Path(scratch)
-            tiny_bundle.write(models)
-        with running_server(models) as server:
-            found, quiet, traffic = asyncio.run(_soak(server, seconds=60 * minutes, rate=rate))
+        own = None if models else Path(scratch)
+        if own:
+            for _ in range(2):  # as many as are kept: the threads of both are there from the start
+                tiny_bundle.write(own)
+        with running_server(models or own or Path(), "--http-address", "127.0.0.1:0") as server:
+            found, quiet, traffic = asyncio.run(_soak(server, swapped=own, seconds=60 * minutes, rate=rate))
             exit_code = server.stop()
             unforeseen = server.log.read_text(encoding="utf-8").count("unforeseen error")
     if samples:
@@ -67,19 +72,25 @@ def main(
 
 
 async def _soak(
-    server: ServerProcess, *, seconds: float, rate: float
+    server: ServerProcess, *, swapped: Path | None, seconds: float, rate: float
 ) -> tuple[list[Sample], tuple[Sample, Sample], Traffic]:
     """Return samples, one a second; what was held while all was quiet, before and after; and the traffic."""
     started, pictures = time.monotonic(), mixed_pictures()
-    first = Traffic(server.address, pictures, seed=0)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierStub(channel)  # type: ignore[no-untyped-call]  # generated
+        model = (await stub.ListModels(classifier_pb2.ListModelsRequest(), timeout=QUIET_S)).models[0].name
+    first = Traffic(server.address, pictures, seed=0, model=model, http_port=server.http_port)
     for _ in range(60):  # every pool has its threads from here on
         await first.one()
     await first.channel.close(None)
     before = await _quiet(server, started, least=None)
-    traffic, found = Traffic(server.address, pictures, seed=1), list[Sample]()
+    traffic = Traffic(server.address, pictures, seed=1, model=model, http_port=server.http_port)
+    found = list[Sample]()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_sample_every_second(server, found, until=started + seconds))
         tasks.create_task(_kill_clients(server.address, traffic, until=started + seconds))
+        if swapped:
+            tasks.create_task(_swap(swapped, traffic, until=started + seconds))
         await _play(traffic, rate=rate, until=started + seconds)
     await traffic.channel.close(None)
     return found, (before, await _quiet(server, started, least=before)), traffic
@@ -112,6 +123,16 @@ async def _kill_clients(address: str, traffic: Traffic, *, until: float) -> None
         client.kill()
         await client.wait()
         traffic.outcomes["kill -9 in mid-stream: done"] += 1
+
+
+async def _swap(models: Path, traffic: Traffic, *, until: float) -> None:
+    """Write a new version, and take away one that is no longer kept, again and again."""
+    while (due := time.monotonic() + SWAP_EVERY_S) < until:
+        await asyncio.sleep(due - time.monotonic())
+        new = await asyncio.to_thread(tiny_bundle.write, models)
+        if (old := new.with_name(str(int(new.name) - 3))).exists():
+            await asyncio.to_thread(shutil.rmtree, old)
+        traffic.outcomes["swap: done"] += 1
 
 
 async def _sample_every_second(server: ServerProcess, found: list[Sample], *, until: float) -> None:

@@ -6,10 +6,12 @@ As a program (`python -m benchmarks.soak_traffic ADDRESS`) it is a client that s
 import asyncio
 import random
 import socket
+import struct
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 from io import BytesIO
 from typing import Final
 
@@ -17,7 +19,7 @@ import grpc
 from PIL import Image
 
 from protos import classifier_pb2 as pb
-from protos import classifier_pb2_grpc
+from protos import classifier_pb2_grpc, open_inference_pb2, open_inference_pb2_grpc
 
 TIMEOUT_S: Final = 20.0
 OPTIONS: Final = (
@@ -31,10 +33,14 @@ Scene = Callable[["Traffic"], Awaitable[None]]
 
 
 class Traffic:
-    """One client's ways; `outcomes` counts how each ended."""
+    """One client's ways; `outcomes` counts how each ended. Without an HTTP port nothing is sent there."""
 
-    def __init__(self, address: str, pictures: Sequence[bytes], *, seed: int) -> None:
+    def __init__(
+        self, address: str, pictures: Sequence[bytes], *, seed: int, model: str = "", http_port: int = 0
+    ) -> None:
         self.address = address
+        self.model = model
+        self.http_port = http_port
         self.pictures = tuple(pictures)
         self.random = random.Random(seed)  # noqa: S311 -- a workload, not a secret
         self.outcomes: Counter[str] = Counter()
@@ -43,7 +49,8 @@ class Traffic:
 
     async def one(self) -> None:
         """Play one scene, chosen at random, and count its outcome."""
-        (scene,) = self.random.choices([scene for scene, _ in SCENES], [weight for _, weight in SCENES])
+        scenes = SCENES + (HTTP_SCENES if self.http_port else ())
+        (scene,) = self.random.choices([scene for scene, _ in scenes], [weight for _, weight in scenes])
         name = scene.__name__.removeprefix("_")
         try:
             await scene(self)
@@ -52,6 +59,8 @@ class Traffic:
             # The library's own word for a stream whose end it meets while it is still sending.
             is_own = error.details() == "Internal error from Core"
             self.outcomes[f"{name}: {'ended while sending' if is_own else error.code().name}"] += 1
+        except _HttpError as error:
+            self.outcomes[f"{name}: {error}"] += 1
         except asyncio.CancelledError:
             self.outcomes[f"{name}: cancelled"] += 1
 
@@ -122,6 +131,63 @@ async def _leave_a_stream(traffic: Traffic) -> None:
     call.cancel()
 
 
+async def _ask_compressed(traffic: Traffic) -> None:
+    method = traffic.random.choice((grpc.Compression.Gzip, grpc.Compression.Deflate))
+    await traffic.stub.Classify(traffic.request(), timeout=TIMEOUT_S, compression=method)
+
+
+async def _infer(traffic: Traffic) -> None:
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(traffic.channel)  # type: ignore[no-untyped-call]  # generated
+    good, bad = _inference(traffic, traffic.request().images[0]), _inference(traffic, b"no picture")
+    await stub.ModelInfer(good, timeout=TIMEOUT_S)
+    async for answer in stub.ModelStreamInfer([good, bad, good], timeout=TIMEOUT_S):
+        if "internal" in answer.error_message:
+            raise AssertionError(answer.error_message)
+
+
+def _inference(traffic: Traffic, picture: bytes) -> open_inference_pb2.ModelInferRequest:
+    request = open_inference_pb2.ModelInferRequest(model_name=traffic.model)
+    request.inputs.add(name="images", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(struct.pack("<I", len(picture)) + picture)
+    return request
+
+
+class _HttpError(Exception):
+    """An HTTP status beyond 400, as text."""
+
+
+async def _post(traffic: Traffic) -> None:
+    await _http(traffic, traffic.request().images[0])
+
+
+async def _post_no_picture(traffic: Traffic) -> None:
+    await _http(traffic, traffic.random.randbytes(10 ** traffic.random.randrange(7)))
+
+
+async def _http(traffic: Traffic, body: bytes) -> None:
+    def post() -> int:
+        with closing(HTTPConnection("127.0.0.1", traffic.http_port, timeout=TIMEOUT_S)) as connection:
+            connection.request("POST", _path(traffic), body, {"content-type": "application/octet-stream"})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+
+    if (status := await asyncio.to_thread(post)) >= 400:
+        raise _HttpError("INTERNAL" if status == 500 else str(status))
+
+
+async def _leave_a_post(traffic: Traffic) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", traffic.http_port)
+    head = f"POST {_path(traffic)} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+    writer.write(head.encode() + bytes(traffic.random.randrange(1_000_000)))
+    await asyncio.sleep(traffic.random.uniform(0, 1))
+    writer.transport.abort()
+
+
+def _path(traffic: Traffic) -> str:
+    return f"/v1/models/{traffic.model}:classify"
+
+
 async def _say_half_a_preface(traffic: Traffic) -> None:
     host, port = traffic.address.rsplit(":", 1)
     loop, line = asyncio.get_running_loop(), socket.socket()
@@ -147,6 +213,13 @@ SCENES: Final[tuple[tuple[Scene, float], ...]] = (
     (_stream, 2),
     (_leave_a_stream, 2),
     (_say_half_a_preface, 2),
+    (_ask_compressed, 2),
+)
+HTTP_SCENES: Final[tuple[tuple[Scene, float], ...]] = (  # and V2, which names the model as HTTP does
+    (_infer, 3),
+    (_post, 8),
+    (_post_no_picture, 3),
+    (_leave_a_post, 3),
 )
 
 
