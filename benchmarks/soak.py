@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.server_process import ServerProcess, running_server
-from benchmarks.soak_traffic import Traffic, mixed_pictures
+from benchmarks.soak_pictures import mixed_pictures
+from benchmarks.soak_traffic import Traffic
 from protos import classifier_pb2, classifier_pb2_grpc
 from tests.serving import tiny_bundle
 
@@ -55,12 +56,12 @@ def main(
 ) -> None:
     """Print the table; exit 1 where anything was left over."""
     with tempfile.TemporaryDirectory() as scratch:
-        own = None if models else Path(scratch)
-        if own:
+        swapped = None if models else Path(scratch)
+        if swapped:
             for _ in range(2):  # as many as are kept: the threads of both are there from the start
-                tiny_bundle.write(own)
-        with running_server(models or own or Path(), "--http-address", "127.0.0.1:0") as server:
-            found, quiet, traffic = asyncio.run(_soak(server, swapped=own, seconds=60 * minutes, rate=rate))
+                tiny_bundle.write(swapped)
+        with running_server(models or Path(scratch), "--http-address", "127.0.0.1:0") as server:
+            found, quiet, traffic = asyncio.run(_soak(server, swapped=swapped, seconds=60 * minutes, rate=rate))
             exit_code = server.stop()
             unforeseen = server.log.read_text(encoding="utf-8").count("unforeseen error")
     if samples:

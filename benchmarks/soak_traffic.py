@@ -6,20 +6,19 @@ As a program (`python -m benchmarks.soak_traffic ADDRESS`) it is a client that s
 import asyncio
 import random
 import socket
-import struct
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import closing, suppress
 from http.client import HTTPConnection
-from io import BytesIO
 from typing import Final
 
 import grpc
-from PIL import Image
 
+from benchmarks.soak_pictures import bomb, mixed_pictures
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc, open_inference_pb2, open_inference_pb2_grpc
+from serving.tensors import join
 
 TIMEOUT_S: Final = 20.0
 OPTIONS: Final = (
@@ -28,7 +27,6 @@ OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own, that ends with its channel
 )
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SIZES: Final = ((31, 17), (48, 40), (500, 375), (375, 500), (1280, 960), (4000, 3000))
 Scene = Callable[["Traffic"], Awaitable[None]]
 
 
@@ -90,7 +88,7 @@ async def _send_bad_pictures(traffic: Traffic) -> None:
         b"no picture",
         bytes(picture),
         bytes(picture[: len(picture) // 2]),
-        _bomb(),
+        bomb(),
         b"\xff\xd8\xff" + b"x" * 999,
     )
     await traffic.stub.Classify(pb.ClassifyRequest(images=bad), timeout=TIMEOUT_S)
@@ -148,7 +146,7 @@ async def _infer(traffic: Traffic) -> None:
 def _inference(traffic: Traffic, picture: bytes) -> open_inference_pb2.ModelInferRequest:
     request = open_inference_pb2.ModelInferRequest(model_name=traffic.model)
     request.inputs.add(name="images", datatype="BYTES", shape=[1])
-    request.raw_input_contents.append(struct.pack("<I", len(picture)) + picture)
+    request.raw_input_contents.append(join([picture]))
     return request
 
 
@@ -221,28 +219,6 @@ HTTP_SCENES: Final[tuple[tuple[Scene, float], ...]] = (  # and V2, which names t
     (_post_no_picture, 3),
     (_leave_a_post, 3),
 )
-
-
-def mixed_pictures(given: Sequence[bytes] = ()) -> list[bytes]:
-    """Return the given pictures and made ones: every format, from thumbnails to 12 megapixels."""
-    made = []
-    for number, size in enumerate(SIZES):
-        image = Image.radial_gradient("L").resize(size).convert("RGB")
-        names = ("JPEG",) if size[0] >= 4000 else ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-        for name in names if size[0] < 1000 else names[:3]:
-            out = BytesIO()
-            image.rotate(7 * number).save(out, name)
-            made.append(out.getvalue())
-    return [*given, *made]
-
-
-def _bomb() -> bytes:
-    """Return a BMP header that announces 10 gigapixels."""
-    out = BytesIO()
-    Image.new("RGB", (1, 1)).save(out, "BMP")
-    header = bytearray(out.getvalue())
-    header[18:26] = (100_000).to_bytes(4, "little") * 2  # width and height
-    return bytes(header)
 
 
 async def _stream_for_ever(address: str) -> None:
