@@ -21,9 +21,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Generic, TypeVar
 
-from bundle.errors import CalotypeError
 from serving.admission import Admission, BatcherLimits
-from serving.errors import NotReadyError, without_frames
+from serving.errors import NotReadyError, attempt
 from serving.observer import Observer
 from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, give_way
@@ -33,7 +32,6 @@ from serving.waiting import Item, Share, Waiting
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
-Result = TypeVar("Result")
 
 
 class Batcher(Generic[Payload, Row, Answer]):
@@ -144,7 +142,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             elif ticket.future.cancelled():
                 self._observer.on_drop("cancelled")
             else:
-                row = _attempt(partial(self._prepare, payload))
+                row = attempt(partial(self._prepare, payload))
             self._finish_prepare(ticket, row)
 
     def _next_incoming(self) -> tuple[Ticket[Answer], Payload] | None:
@@ -193,7 +191,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             run_started = self._clock()
             is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
             run = self._run_lone if self._run_lone and is_lone else self._run
-            answers = _attempt(partial(run, rows))
+            answers = attempt(partial(run, rows))
             if not isinstance(answers, Exception) and len(answers) != len(rows):
                 answers = RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
             if isinstance(answers, Exception):
@@ -211,7 +209,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
         tickets, rows = [], []
         for item in batch:
-            row = _attempt(item.make_row)
+            row = attempt(item.make_row)
             if isinstance(row, Exception):
                 item.ticket.future.set_exception(row)
                 continue
@@ -246,16 +244,6 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def _window_s(self) -> float:
         return 0.0 if self._is_closing else self._ready.window_s(self._clock())
-
-
-def _attempt(step: Callable[[], Result]) -> Result | Exception:
-    """Return what a step gives, or its error, which belongs to whoever waits for it."""
-    try:
-        return step()
-    except CalotypeError as error:  # expected, and nobody asks where it came from
-        return without_frames(error)
-    except Exception as error:  # noqa: BLE001 -- whatever it is
-        return error
 
 
 def _work(loop: Callable[[], None]) -> None:

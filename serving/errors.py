@@ -20,11 +20,13 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from bundle.errors import CalotypeError
 
 ExceptionT = TypeVar("ExceptionT", bound=Exception)
+Result = TypeVar("Result")
 
 
 class ServingError(CalotypeError):
@@ -125,3 +127,13 @@ def without_frames(error: ExceptionT) -> ExceptionT:
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
+
+
+def attempt(step: Callable[[], Result]) -> Result | Exception:
+    """Return what a step gives, or its error, for whoever waits for it."""
+    try:
+        return step()
+    except CalotypeError as error:  # expected: nobody asks where it came from
+        return without_frames(error)
+    except Exception as error:  # noqa: BLE001 -- who waits for it is told, and the log with all its frames
+        return error

@@ -119,7 +119,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         message = await self._arrivals.read(context, method, is_stream=False)
         if message is None:
             raise InvalidRequestError("found no message, wanted one")
-        return _decoded(await self._unpacker.unpack(message) if is_packed(message) else message, decode)
+        return await self._decoded(message, decode)
 
     async def _messages(
         self, context: Context, method: str, decode: Callable[[bytes], object], check: Callable[[], object]
@@ -135,7 +135,15 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             if message is None:
                 return
             check()
-            yield _decoded(await self._unpacker.unpack(message) if is_packed(message) else message, decode)
+            yield await self._decoded(message, decode)
+
+    async def _decoded(self, message: bytes, decode: Callable[[bytes], object]) -> object:
+        if is_packed(message):
+            message = await self._unpacker.unpack(message)
+        try:
+            return decode(message)
+        except DecodeError as error:
+            raise InvalidRequestError("found bytes that are no message of this method") from error
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:
@@ -162,10 +170,3 @@ def _hear(task: "asyncio.Task[Any]") -> None:
     """Ask for the error of a task that nobody may wait for any more: it would go to the log."""
     if not task.cancelled():
         task.exception()
-
-
-def _decoded(message: bytes, decode: Callable[[bytes], object]) -> object:
-    try:
-        return decode(message)
-    except DecodeError as error:
-        raise InvalidRequestError("found bytes that are no message of this method") from error
