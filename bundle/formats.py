@@ -37,6 +37,10 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     *((b"P" + bytes([digit]), "PNM") for digit in b"1234567"),
 )
 _SCAN: Final = 0xDAFF  # SOS, read as little-endian
+_MARKER: Final = 0xFF
+_START_OF_SCAN: Final = 0xDA
+_SEQUENTIAL_FRAMES: Final = (0xC0, 0xC1, 0xC3, 0xC9, 0xCB)  # SOF0, SOF1 …
+_PROGRESSIVE_FRAMES: Final = (0xC2, 0xCA)
 _ISO_BRANDS: Final = {
     b"heic": "HEIC",
     b"heix": "HEIC",
@@ -86,6 +90,29 @@ def jpeg_scans(data: bytes) -> int:
     """
     views = (np.frombuffer(data, dtype="<u2", offset=start, count=(len(data) - start) // 2) for start in (0, 1))
     return sum(int(np.count_nonzero(view == _SCAN)) for view in views)
+
+
+def is_jpeg_kept_whole(data: bytes) -> bool:
+    """Say whether a JPEG's decoder keeps the coefficients of all pixels: it has no scan with all components in it.
+
+    Such a file is progressive, or gives each component a scan of its own. ITU T.81, annex B: after the first marker
+    come segments with their length, up to the first scan.
+    """
+    place, component_count = 2, 0
+    while len(data) >= place + 10 and data[place] == _MARKER:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == _MARKER:  # fill bytes
+            place += 1
+        elif marker in _PROGRESSIVE_FRAMES:
+            return True
+        elif marker in _SEQUENTIAL_FRAMES:
+            component_count = data[place + 9]
+            place += 2 + length
+        elif marker == _START_OF_SCAN:
+            return data[place + 4] < component_count
+        else:
+            place += 2 + length
+    return False
 
 
 def is_cut_webp(data: bytes) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from bundle import formats
@@ -36,6 +36,7 @@ from bundle.errors import (
     TruncatedImageError,
     UnsupportedFormatError,
 )
+from bundle.upright import orientation, upright_rgb
 
 DECODE_RULE: Final = "pillow-dct-2"  # named in every manifest; a change of the rules above needs a new name
 
@@ -43,19 +44,12 @@ _OPTIONS: Final = {
     "bicubic": ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom)),  # a = -0.5
     "bilinear": ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear)),
 }
+_USUAL_BYTES_PER_PIXEL: Final = 8  # 7.9 measured, of every format with and without alpha: see upright
+_BYTES_PER_PIXEL: Final = {"WEBP": 17}  # 16.2 measured: its decoder keeps two canvases
 _MAX_SCANS: Final = 100  # of a JPEG: encoders write about 10, and each takes as long as all the pixels
 _SCAN_BYTES: Final = 10  # the least that one takes
 _RUN_LENGTHS: Final = (1, 2)  # BMP's compression, which Pillow decodes in Python: 8 s for 64 Mpx
 _MAX_RUN_LENGTH_PIXELS: Final = 1_000_000
-_UPRIGHT: Final = {  # EXIF 2.32, tag 0x0112
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +72,8 @@ class DecodeLimits:
     """Caps that hold before anything is allocated."""
 
     max_bytes: int = 20 * 2**20  # encoded bytes of one picture
-    max_pixels: int = 64_000_000  # width x height from the header; of 64 Mpx: 192 MB of RGB, 1 GB where there is alpha
+    max_pixels: int = 64_000_000  # width x height from the header
+    max_decoding_bytes: int = 2 * 2**30  # of memory while one picture is decoded, scaled and cropped
 
 
 DEFAULT_LIMITS: Final = DecodeLimits()
@@ -99,13 +94,14 @@ def decode_pixels(data: bytes, *, cover_px: int, limits: DecodeLimits = DEFAULT_
         with Image.open(BytesIO(data), formats=formats.READABLE) as image:
             _check_pixels(image.size, limits)
             _check_costs(data, image, name=name, limits=limits)
+            _check_memory(data, image, name=name, cover_px=cover_px, limits=limits)
             if name == "JPEG":
                 plain = _plain_jpeg(data, image, cover_px=cover_px)
                 if plain is not None:
                     return plain
                 image.draft(None, (cover_px, cover_px))
             image.load()
-            return np.asarray(_upright(_to_rgb(image), orientation=_orientation(image)))
+            return upright_rgb(image)
     except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -173,14 +169,34 @@ def _check_costs(data: bytes, image: Image.Image, *, name: str, limits: DecodeLi
         )
 
 
+def _check_memory(data: bytes, image: Image.Image, *, name: str, cover_px: int, limits: DecodeLimits) -> None:
+    pixel_count = image.width * image.height
+    needed_bytes = _BYTES_PER_PIXEL.get(name, _USUAL_BYTES_PER_PIXEL) * pixel_count
+    if name == "JPEG":
+        coefficients_bytes = 2 * len(image.getbands()) * pixel_count
+        needed_bytes = needed_bytes // _scale(image, cover_px=cover_px) ** 2 + coefficients_bytes
+        if needed_bytes > limits.max_decoding_bytes and not formats.is_jpeg_kept_whole(data):
+            needed_bytes -= coefficients_bytes
+    if needed_bytes > limits.max_decoding_bytes:
+        raise TooManyPixelsError(
+            f"found {image.width} x {image.height} pixels, {needed_bytes / 1e6:,.0f} MB while this {name} is decoded, "
+            f"wanted at most {limits.max_decoding_bytes / 1e6:,.0f} MB; send a smaller copy"
+        )
+
+
+def _scale(image: Image.Image, *, cover_px: int) -> int:
+    """Return by what a JPEG is divided while it is decoded."""
+    return next((scale for scale in (8, 4, 2) if min(image.size) // scale >= cover_px), 1)
+
+
 def _plain_jpeg(data: bytes, image: Image.Image, *, cover_px: int) -> NDArray[np.uint8] | None:
     """Decode an upright colour or grey JPEG without Pillow, to the same pixels in less time; None: leave it to Pillow.
 
     1.41 ms for 1.64, 138 KB of 500x375. Whatever libjpeg warns of goes to Pillow too, which knows what is wrong.
     """
-    if image.mode not in ("RGB", "L") or _orientation(image) in _UPRIGHT:
+    if image.mode not in ("RGB", "L") or orientation(image) != 1:
         return None
-    scale = next((scale for scale in (8, 4, 2) if min(image.size) // scale >= cover_px), 1)
+    scale = _scale(image, cover_px=cover_px)
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != image.size[::-1]:  # what was checked is what gets decoded
             return None
@@ -190,34 +206,6 @@ def _plain_jpeg(data: bytes, image: Image.Image, *, cover_px: int) -> NDArray[np
     except ValueError:
         return None
     return pixels
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        samples = np.asarray(image)
-        grey = (samples >> 8).astype(np.uint8)  # (H, W) uint16 -> high byte
-        if isinstance(clear := image.info.get("transparency"), int):  # PNG tRNS: this one sample value is transparent
-            grey[samples == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("I", "F", "LAB", "HSV"):
-        raise UnsupportedFormatError(f"pixel type {image.mode!r} is not read, wanted 8 or 16 bits of grey or colour")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> object:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)  # of the picture as loaded: conversions lose its EXIF
-    except Exception:  # noqa: BLE001 -- EXIF that cannot be parsed turns nothing: the picture itself is fine
-        return 1
-
-
-def _upright(image: Image.Image, *, orientation: object) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _unreadable(name: str, data: bytes, error: Exception) -> ImageError:
