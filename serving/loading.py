@@ -174,7 +174,11 @@ def _batcher(
         max_queue_bytes=settings.queue_bytes,
         max_queue_ms=settings.max_queue_ms,
     )
-    decode_limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
+    decode_limits = DecodeLimits(
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_pixels,
+        max_decoding_bytes=settings.decoding_bytes // (plan.decode_threads or plan.instances),
+    )
     steps = PictureSteps(model, decode_limits, metrics=metrics, max_run=plan.max_run)
     run_lone = PictureSteps(lone, decode_limits, metrics=metrics, max_run=1).run if lone else None
     return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics, run_lone=run_lone, occupancy=occupancy)

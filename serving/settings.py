@@ -63,7 +63,9 @@ class ServerSettings:
     max_queue_ms: Annotated[float, _setting("Refuse what would wait longer than so many ms.", low=1)] = 1000.0
     max_images_per_request: Annotated[int, _setting("Accept at most so many images a request.", low=1)] = 64
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
-    max_pixels: Annotated[int, _setting("Decode at most so many pixels an image.", low=1)] = DEFAULT_LIMITS.max_pixels
+    max_pixels: Annotated[int, _setting("Decode at most so many pixels an image, or what fits in memory.", low=1)] = (
+        DEFAULT_LIMITS.max_pixels
+    )
     max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1, high=_MOST_BYTES)] = (
         64 * 2**20
     )
@@ -85,10 +87,20 @@ class ServerSettings:
         return max(allowed, self.max_message_bytes)
 
     @property
+    def decoding_bytes(self) -> int:
+        """How much the pictures that a worker decodes at once may take: half of its memory."""
+        return self._own_bytes // 2
+
+    @property
     def memory_bytes(self) -> int:
-        """How much a worker may hold before it refuses what is still arriving: three quarters of its part."""
+        """How much a worker may hold before it refuses what is still arriving: three quarters of its memory."""
+        return self._own_bytes * 3 // 4
+
+    @property
+    def _own_bytes(self) -> int:
+        """A worker's part of the memory limit, or of the machine where there is none."""
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return (memory_limit_bytes() or machine) * 3 // (4 * self.workers)
+        return (memory_limit_bytes() or machine) // self.workers
 
     @property
     def renewal_s(self) -> float:

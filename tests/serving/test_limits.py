@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 import tiny_bundle
+from running import Running, plain_channel
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
@@ -83,6 +84,18 @@ def test_limits_of_a_picture(models):
     codes = [pb.ImageError.Code.Name(result.error.code) for result in (long, wide)]
     assert codes == ["TOO_LARGE", "TOO_MANY_PIXELS"]
     assert good.predictions[0].label == "red"
+
+
+def test_a_picture_must_fit_into_the_memory_of_its_decoder(models, monkeypatch):
+    """Two decode at once where 256 MB are all: 9 Mpx of a PNG would take 72, of a JPEG nearly nothing."""
+    monkeypatch.setattr("serving.settings.memory_limit_bytes", lambda: 256_000_000)
+    large = [tiny_bundle.picture("red", size=(3000, 3000), file_format=name) for name in ("PNG", "JPEG")]
+    with Running(models, instances=2) as server, plain_channel(server.address) as channel:
+        answer = classifier_pb2_grpc.ClassifierStub(channel).Classify(pb.ClassifyRequest(images=large))
+    png, jpeg = answer.results
+    assert png.error.code == pb.ImageError.TOO_MANY_PIXELS
+    assert "72 MB while this PNG is decoded, wanted at most 64 MB" in png.error.message
+    assert jpeg.predictions[0].label == "red"
 
 
 def test_limit_of_streams_holds_back_what_is_beyond_it(models):
