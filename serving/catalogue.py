@@ -20,6 +20,7 @@ from serving.errors import NotReadyError, SettingsError, StartupError, UnknownMo
 from serving.memory import return_memory
 from serving.reasons import public_reason
 from serving.shelves import Entry, Shelf, fingerprint
+from serving.unnamed import Unnamed
 from serving.versions import VersionPolicy
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,7 @@ class Catalogue:
         self._models = models
         self._load = load
         self._default_model = default_model
-        self._usual_model = usual_model  # what got the requests without a name so far, as the only one; may be gone
+        self._unnamed = Unnamed(default=default_model, usual=usual_model)
         self._policy = policy or VersionPolicy()
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves: dict[str, Shelf] = {}  # replaced, never changed
@@ -72,8 +73,7 @@ class Catalogue:
         asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
         if asked_for or len(reasons) == len(names):  # else the others serve, as when one fails later
             raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
-        if len(names) == 1:
-            self._usual_model = names[0]  # also when others appear later: whoever named none goes on being answered
+        self._unnamed.begin_with(names)
         self._is_loaded = True
 
     def refresh(self) -> None:
@@ -120,7 +120,7 @@ class Catalogue:
         """Return the entry that a request names, whatever its state. Raises UnknownModelError, NotReadyError."""
         if not self._is_loaded:
             raise NotReadyError("models are loading; try again in a few seconds")
-        name = model or self._default_name()
+        name = model or self._unnamed.choose(self._shelves)
         shelf = self._shelf(name)
         if not shelf.entries:
             raise UnknownModelError(f"no model {name[:64]!r}; `ListModels` names what is served")
@@ -249,11 +249,3 @@ class Catalogue:
             self._pins = self._policy.read_pins()
         except SettingsError as error:
             self._complaints.tell(f"pins stay as they are: {error}")
-
-    def _default_name(self) -> str:
-        names = sorted(self._shelves)
-        if self._default_model or self._usual_model in names:
-            return self._default_model or self._usual_model
-        if len(names) == 1:
-            return names[0]
-        raise UnknownModelError(f"several models are served, name one of {', '.join(names)}")
