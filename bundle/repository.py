@@ -65,20 +65,30 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def model_names(models: Path) -> list[str]:
-    """Return the names below `models` that have at least one version, sorted."""
+    """Return the names below `models` that have at least one version, or cannot be looked into, sorted.
+
+    Raises BundleError where `models` itself cannot be read.
+    """
     try:
         entries = sorted(entry.name for entry in models.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
     except OSError as error:
         raise BundleError(f"{models}: {error.strerror}; wanted a folder with models/<name>/<version>/") from error
-    return [name for name in entries if versions(models, name)]
+    return [name for name in entries if _may_have_versions(models, name)]
 
 
 def versions(models: Path, name: str) -> list[int]:
-    """Return a model's versions, ascending; empty where there is no such model."""
+    """Return a model's versions, ascending; empty where there is no such model.
+
+    Raises BundleError where its folder cannot be read.
+    """
     folder = models / name
-    if not _NAME.fullmatch(name) or not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name))
+    try:
+        if not _NAME.fullmatch(name) or not folder.is_dir():
+            return []
+        entries = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    except OSError as error:
+        raise BundleError(f"{folder}: {error.strerror}; let the user that runs this read it") from error
+    return sorted(int(entry) for entry in entries if _VERSION.fullmatch(entry))
 
 
 def newest(models: Path, name: str) -> Bundle:
@@ -131,6 +141,13 @@ def file_sha256(path: Path) -> str:
     """Return a file's sha256 as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _may_have_versions(models: Path, name: str) -> bool:
+    try:
+        return bool(versions(models, name))
+    except BundleError:  # the next one to ask for them hears why
+        return True
 
 
 def _rename(staging: Path, target: Path) -> None:

@@ -62,7 +62,7 @@ class Catalogue:
         try:
             names = model_names(self._models)
             self._pins = self._policy.read_pins()
-        except (BundleError, SettingsError, OSError) as error:  # a folder in it that only others may read
+        except (BundleError, SettingsError) as error:
             raise StartupError(str(error)) from error
         if not names:
             raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")
@@ -85,18 +85,23 @@ class Catalogue:
         with self._refreshing:
             self._complaints.look_again()
             try:
-                found = {name: versions(self._models, name) for name in model_names(self._models)}
-            except (BundleError, OSError) as error:
+                names = model_names(self._models)
+            except BundleError as error:
                 self._complaints.tell(f"{self._models}: cannot be looked at, all stays as it is: {error}")
                 return
-            if not found:
+            if not names:
                 self._complaints.tell(f"{self._models}: no models any more, all stays as it is")
                 return
             self._read_pins()
-            for name in sorted(set(self._pins) - set(found)):
+            for name in sorted(set(self._pins) - set(names)):
                 self._complaints.tell(f"pinned model {name!r} is not here")
-            for name in sorted({*found, *self._shelves}):
-                self._refresh_model(name, found.get(name, []))
+            for name in sorted({*names, *self._shelves}):
+                try:
+                    there = versions(self._models, name)
+                except BundleError as error:  # its folder alone
+                    self._complaints.tell(f"{error}; {name} stays as it is")
+                else:
+                    self._refresh_model(name, there)
 
     def release(self, timeout_s: float) -> None:
         """Close what has left, when its requests are answered, for at most timeout_s seconds each; blocks."""
@@ -164,7 +169,10 @@ class Catalogue:
     def _load_first(self, name: str) -> str:
         """Load the version that answers; return why there is none, or nothing. Raises StartupError for a pin."""
         pin = self._pins.get(name)
-        there = versions(self._models, name)
+        try:
+            there = versions(self._models, name)
+        except BundleError as error:
+            return str(error)
         if pin is not None and pin not in there:
             found = ", ".join(map(str, there))
             raise StartupError(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")

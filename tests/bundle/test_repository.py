@@ -89,6 +89,22 @@ def test_what_is_no_model_is_not_listed(tmp_path: Path):
     assert versions(tmp_path, "a") == [1]
 
 
+def test_a_model_that_cannot_be_looked_into_is_listed_and_named(tmp_path: Path, monkeypatch):
+    """It may have versions: whoever asks for them hears why they are not seen."""
+    make_bundle(tmp_path, name="a")
+    look = Path.iterdir
+
+    def look_or_refuse(path: Path):
+        if path == tmp_path / "a":
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", look_or_refuse)
+    assert model_names(tmp_path) == ["a"]
+    with pytest.raises(BundleError, match="a: Permission denied; let the user that runs this read it"):
+        versions(tmp_path, "a")
+
+
 def test_a_folder_of_models_that_is_not_there_is_named(tmp_path: Path):
     """A mistyped path is an expected error."""
     with pytest.raises(BundleError, match=r"absent: .*; wanted a folder with models/<name>/<version>/"):

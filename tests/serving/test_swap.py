@@ -101,15 +101,44 @@ def test_a_folder_that_does_not_answer_does_not_hold_up_the_exit(models):
         may_load.set()
 
 
-def test_a_folder_that_may_not_be_read_is_one_line(models, monkeypatch):
-    """At the start; who runs these tests may be allowed to read everything."""
+def lock(monkeypatch, folder):
+    """Let nobody look into a folder; who runs these tests may be allowed to read everything."""
+    look = Path.iterdir
 
-    def refuse(_):
-        raise PermissionError(13, "Permission denied", "models/roses")
+    def look_or_refuse(path):
+        if path == folder:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return look(path)
 
-    monkeypatch.setattr("serving.catalogue.model_names", refuse)
-    with pytest.raises(StartupError, match=r"Permission denied: 'models/roses'"):
+    monkeypatch.setattr(Path, "iterdir", look_or_refuse)
+
+
+def test_a_model_folder_that_may_not_be_read_costs_the_others_nothing(models, monkeypatch, capfd):
+    """Neither at the start nor later, where that model stays as it was; both times it is said."""
+    tiny_bundle.write(models, name="shades")
+    with monkeypatch.context() as locked:
+        lock(locked, models / "shades")
+        with Running(models, watch_s=0) as server, plain_channel(server.address) as channel:
+            assert classify(channel, model="colours") == "1"
+            assert server.states("shades") == {}
+    assert "shades: Permission denied; let the user that runs this read it" in "".join(capfd.readouterr())
+    with Running(models, watch_s=0) as server, plain_channel(server.address) as channel:
+        lock(monkeypatch, models / "shades")
+        tiny_bundle.write(models)
+        server.catalogue.refresh()
+        assert server.states() == {1: "READY", 2: "READY"}
+        assert classify(channel, "red", model="shades") == "1"
+    assert "shades: Permission denied" in "".join(capfd.readouterr())
+
+
+def test_the_only_model_that_may_not_be_read_is_one_line(models, monkeypatch):
+    """At the start; also one that was asked for, beside others."""
+    lock(monkeypatch, models / "colours")
+    with pytest.raises(StartupError, match=r"colours: Permission denied; let the user"):
         Catalogue(models, lambda _: None).load_all()
+    tiny_bundle.write(models, name="shades")
+    with pytest.raises(StartupError, match=r"colours: Permission denied; let the user"):
+        Catalogue(models, lambda _: None, default_model="colours").load_all()
 
 
 def test_the_only_model_answers_also_when_it_is_another(models):
