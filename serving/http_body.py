@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
@@ -113,19 +113,33 @@ class BodyReader:
             raise InvalidRequestError(
                 f"form: {error.message.rstrip('.')}; wanted at most {most} files named {FIELD!r}"
             ) from error
-        images = []
-        for name, part in form.multi_items():
-            if name != FIELD or not isinstance(part, UploadFile):
-                raise InvalidRequestError(f"form: found a field {name[:32]!r}, wanted only files named {FIELD!r}")
-            images.append(part.file.read())
-        await form.close()
-        return tuple(images)
+        try:
+            parts = form.multi_items()
+            for name, part in parts:
+                if name != FIELD or not isinstance(part, UploadFile):
+                    raise InvalidRequestError(f"form: found a field {name[:32]!r}, wanted only files named {FIELD!r}")
+            return tuple([part.file.read() for _, part in parts if isinstance(part, UploadFile)])
+        finally:
+            await form.close()
 
 
 class _InMemoryParser(MultiPartParser):
     """Starlette's, which else writes files beyond 1 MB to /tmp: the budget bounds them, and a container has no /tmp."""
 
     spool_max_size = 0  # SpooledTemporaryFile never rolls over to disk at 0
+    _is_whole = False
+
+    def on_end(self) -> None:
+        self._is_whole = True
+
+    async def parse(self) -> FormData:
+        """Read the form; refuse one that ends too early, of which Starlette leaves out the last part."""
+        form = await super().parse()
+        if not self._is_whole:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("It ends before its last boundary.")
+        return form
 
 
 async def _held(request: Request, body: Body) -> AsyncGenerator[bytes]:

@@ -111,6 +111,20 @@ class _Protocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, where that can still be said; what its request's application says is not heard.
+
+        uvicorn (0.54) lets both speak, and wants a body after HEAD: tracebacks, for anyone who sends half a chunk.
+        """
+        is_under_way = self.cycle is not None and not self.cycle.response_complete
+        if is_under_way:
+            self.cycle.disconnected = True
+        is_bodiless = is_under_way and self.scope["method"] == "HEAD"
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not is_bodiless:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:  # else its keep-alive has begun

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -12,6 +13,7 @@ import grpc
 import pytest
 import structlog
 import tiny_bundle
+from structlog.testing import capture_logs
 from test_process import port, process, refusal
 
 from protos import classifier_pb2 as pb
@@ -480,6 +482,37 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
+
+
+def test_a_form_that_ends_too_early_is_refused(running):
+    """Its last picture would be left out, and nobody would know."""
+    whole = form(RED, RED)
+    cut = {**whole, "body": whole["body"].removesuffix(b"\r\n--cut--\r\n")}
+    reply = ask(running, "/v1/classify", **cut)
+    assert reply.error == (400, "INVALID_ARGUMENT")
+    assert "ends before its last boundary" in reply.text
+
+
+@pytest.mark.parametrize(("method", "status"), [("POST", b"HTTP/1.1 400 "), ("HEAD", b"")])
+def test_half_a_chunk_is_no_traceback(models, caplog, method, status):
+    """What is no HTTP any more gets a 400 where that can be told; the request that it was part of is given up."""
+
+    def talk(number):
+        head = f"{method} /v1/nothing HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", number), timeout=20) as connection:
+            connection.sendall(head.encode() + b"zz\r\n")
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+
+    async def scene(server, asking):
+        answer = await asyncio.to_thread(talk, server.http_port)
+        assert answer.startswith(status)
+        assert answer.count(b"HTTP/1.1") == bool(status)
+        assert (await asking("/healthz")).status == 200
+
+    with capture_logs() as log:
+        serve(models, scene)
+    assert [entry for entry in log if entry["log_level"] == "error"] == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_the_metrics_come_in_the_format_that_is_asked_for(running):
