@@ -59,13 +59,6 @@ def test_process_serves_and_drains(models):
         assert started.wait(timeout=20) == 0
 
 
-def test_exits_without_a_time_to_drain_are_no_crashes(models):
-    """Two stops of grpc.aio that time out beside each other ended one exit in thirty in a segfault."""
-    command = [sys.executable, str(Path(__file__).with_name("exits.py")), str(models), "120"]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_bad_model_does_not_stop_the_start_of_the_others(models):
     """As it does not end a server that runs; where requests without a name are meant for it, it does."""
     (models / "roses" / "1").mkdir(parents=True)

@@ -1,0 +1,60 @@
+"""How a server ends: whom it still answers, for how long, and that it never crashes."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+import tiny_bundle
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from running import Running, classify, plain_channel, until
+from test_process import ENVIRONMENT
+
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
+from serving.loading import load_model
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_lame_duck_answers_also_who_comes_now(models):
+    """Health says NOT_SERVING at once; balancers take their time to look, and send calls until then."""
+    with Running(models, lame_duck_s=2) as server:
+        stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
+        with plain_channel(server.address) as channel:
+            ask = health_pb2_grpc.HealthStub(channel).Check
+            until(lambda: ask(health_pb2.HealthCheckRequest()).status == NOT_SERVING, what="the word to balancers")
+        with plain_channel(server.address) as channel:  # a new connection
+            classify(channel)
+        assert not stopping.done()
+        assert stopping.result(60)
+
+
+def test_what_outlasts_the_drain_is_ended(models):
+    """A call whose engine does not answer holds up neither its caller nor the exit."""
+    may_run, runs = threading.Event(), threading.Event()
+
+    def held(folder):
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        run = served._batcher._run
+        served._batcher._run_lone = served._batcher._run = lambda rows: (runs.set(), may_run.wait(60), run(rows))[2]
+        return served
+
+    server = Running(models, load=held, drain_s=0.2)
+    with server, plain_channel(server.address) as channel:
+        call = classifier_pb2_grpc.ClassifierStub(channel).Classify.future(
+            pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+        )
+        assert runs.wait(60)
+        assert not server.call(server._server.shutdown())
+        assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        may_run.set()
+
+
+def test_exits_without_a_time_to_drain_are_no_crashes(models):
+    """Two stops of grpc.aio that time out beside each other ended one exit in thirty in a segfault."""
+    command = [sys.executable, str(Path(__file__).with_name("exits.py")), str(models), "120"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
