@@ -6,6 +6,7 @@ serves, and is tried again only when its folder changes. Knows no grpc.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,13 +156,14 @@ class Catalogue:
             self._change(name, Shelf.draining)
 
     def close(self, timeout_s: float) -> bool:
-        """Finish what is queued for at most timeout_s seconds a model; say whether all was done."""
+        """Finish what is queued for at most timeout_s seconds; say whether all was done."""
         self._is_closing = True
+        until = time.monotonic() + timeout_s
         if not self._refreshing.acquire(timeout=timeout_s):  # a look at a folder that does not answer
             return False
         try:
-            self.release(timeout_s)
-            finished = [entry.served.close(timeout_s) for entry in self.entries() if entry.served is not None]
+            served = [*self._leaving, *(entry.served for entry in self.entries() if entry.served is not None)]
+            finished = [model.close(max(0.0, until - time.monotonic())) for model in served]
         finally:
             self._refreshing.release()
         return all(finished)

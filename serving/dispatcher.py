@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 import structlog
 
-from bundle.errors import CalotypeError, ImageError
+from bundle.errors import ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
 from serving.errors import InvalidRequestError, NotReadyError, QueueFullError, status_name
@@ -139,7 +139,7 @@ class Dispatcher:
         """Count as refused a request that its door cannot read."""
         try:
             yield
-        except CalotypeError as error:
+        except Exception as error:
             self.count_refusal(error, door=door)
             raise
 

@@ -1,11 +1,18 @@
-"""grpc.health.v1 for a catalogue: the whole server, the service, every model, and every version as "model/version"."""
+"""grpc.health.v1 for a catalogue: the whole server, the service, every model, and every version as "model/version".
 
-from collections.abc import Sequence
+Not the library's servicer (grpcio-health-checking 1.85): its Watch holds a lock while it writes, so that one watcher
+who reads nothing kept the status of all from changing, and the server from ending.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.rpcs import Rpcs
+from serving.service import Context
 from serving.shelves import Entry
 
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -13,31 +20,60 @@ SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _GONE: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN  # what watchers see of a name that is not known
 
 
-class HealthBoard:
-    """What the health service says. Used from the event loop."""
+class HealthBoard(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated, without types
+    """What the health service says, and the servicer that says it. Used from the event loop."""
 
     def __init__(self, *services: str) -> None:
         self._always = ("", *services)
-        self._servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # made at import
         self._shown: dict[str, health_pb2.HealthCheckResponse.ServingStatus] = {}
+        self._has_changed = asyncio.Event()  # set for good at the next change, and replaced by another
+        self._is_stopped = False
 
     def register(self, rpcs: Rpcs) -> None:
         """Add the health service to a server's."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, rpcs)
+        health_pb2_grpc.add_HealthServicer_to_server(self, rpcs)
 
-    async def show(self, entries: Sequence[Entry], *, is_serving: bool) -> None:
+    def show(self, entries: Sequence[Entry], *, is_serving: bool) -> None:
         """Say how things stand; watchers hear of what has changed. A model serves while a version of it does."""
+        if self._is_stopped:
+            return
         wanted = dict.fromkeys(self._always, SERVING if is_serving else NOT_SERVING)
         for entry in entries:
             status = SERVING if is_serving and entry.state == "READY" else NOT_SERVING
             wanted[f"{entry.name}/{entry.version}"] = status
             if wanted.get(entry.name) != SERVING:
                 wanted[entry.name] = status
-        for name, status in (dict.fromkeys(self._shown, _GONE) | wanted).items():
-            if self._shown.get(name) != status:
-                await self._servicer.set(name, status)
-        self._shown = wanted
+        self._tell(wanted)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Say NOT_SERVING for good, everywhere."""
-        await self._servicer.enter_graceful_shutdown()
+        self._is_stopped = True
+        self._tell(dict.fromkeys(self._shown, NOT_SERVING))
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:  # noqa: N802 -- rpc
+        """Answer once. NOT_FOUND for a name that is not known."""
+        status = self._shown.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service, model or version")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802 -- rpc
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: Context,  # noqa: ARG002 -- the signature is grpc's
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Answer at once and at every change from what was last told; one that a slow caller misses is left out."""
+        told = None
+        while True:
+            has_changed = self._has_changed  # before the look, or a change between the two would be missed
+            status = self._shown.get(request.service, _GONE)
+            if status != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+                told = status
+            await has_changed.wait()
+
+    def _tell(self, wanted: dict[str, health_pb2.HealthCheckResponse.ServingStatus]) -> None:
+        if wanted != self._shown:
+            self._shown = wanted
+            self._has_changed.set()
+            self._has_changed = asyncio.Event()

@@ -19,6 +19,7 @@ from serving.errors import (
     CallerGoneError,
     DeadlineExceededError,
     InvalidRequestError,
+    NotReadyError,
     QueueFullError,
 )
 
@@ -65,20 +66,33 @@ class BodyReader:
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._free_bytes = limits.budget_bytes
+        self._arriving: set[asyncio.Timeout] = set()
+        self._is_closing = False
+
+    def give_up(self) -> None:
+        """Refuse what is still arriving, and whatever comes from now on: the server is about to end."""
+        self._is_closing = True
+        for arriving in self._arriving:
+            arriving.reschedule(0.0)  # in the loop's time: long past
 
     async def read(self, request: Request) -> Body:
         """Return the request's pictures. Raises the errors of this module's imports, nothing else."""
         body = Body(self)
         try:
-            async with asyncio.timeout(_ARRIVAL_S):
+            async with asyncio.timeout(0.0 if self._is_closing else _ARRIVAL_S) as arriving:
+                self._arriving.add(arriving)
                 body.images = await self._images(request, body)
         except BaseException as error:
             body.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, TimeoutError) and self._is_closing:
+                raise NotReadyError("the server is shutting down; send it to another one") from error
             if isinstance(error, TimeoutError):
                 raise DeadlineExceededError(f"the body did not arrive within {_ARRIVAL_S} s; send it faster") from error
             if isinstance(error, ClientDisconnect):
                 raise CallerGoneError("the caller went away while sending") from error
             raise
+        finally:
+            self._arriving.discard(arriving)
         return body
 
     def take(self, size_bytes: int, *, held_bytes: int) -> None:
@@ -109,10 +123,9 @@ class BodyReader:
         parser = _InMemoryParser(request.headers, chunks, max_files=most, max_fields=0)
         try:
             form = await parser.parse()
-        except MultiPartException as error:
-            raise InvalidRequestError(
-                f"form: {error.message.rstrip('.')}; wanted at most {most} files named {FIELD!r}"
-            ) from error
+        except (MultiPartException, UnicodeError) as error:  # the latter of a codec that the caller names
+            found = error.message.rstrip(".") if isinstance(error, MultiPartException) else "its charset does not fit"
+            raise InvalidRequestError(f"form: {found}; wanted at most {most} files named {FIELD!r}") from error
         try:
             parts = form.multi_items()
             for name, part in parts:

@@ -25,7 +25,7 @@ from bundle.errors import CalotypeError, ImageError
 from serving.classifier import ServedModel
 from serving.dispatcher import Answers, Dispatcher
 from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, TryLaterError, status_name
-from serving.http_body import BodyLimits, BodyReader
+from serving.http_body import BodyReader
 from serving.metrics import Metrics
 from serving.page import page_routes
 from serving.shelves import Entry
@@ -78,11 +78,11 @@ class HttpDoor:
     """The endpoints. `is_ready` says whether the server is SERVING; it is asked at every request."""
 
     def __init__(
-        self, dispatcher: Dispatcher, *, metrics: Metrics, limits: BodyLimits, is_ready: Callable[[], bool]
+        self, dispatcher: Dispatcher, *, metrics: Metrics, bodies: BodyReader, is_ready: Callable[[], bool]
     ) -> None:
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._bodies = BodyReader(limits)
+        self._bodies = bodies
         self._is_ready = is_ready
 
     def app(self) -> Starlette:
@@ -112,7 +112,10 @@ class HttpDoor:
         )
 
     async def _exposition(self, request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # prometheus_client 0.26 compares versions that are not plain numbers
+            encode, content_type = choose_encoder("")
         text = await asyncio.to_thread(encode, self._metrics.exposed)  # a thousand classes are some ms of text
         return Response(text, headers={"content-type": content_type, **_NO_STORE})
 

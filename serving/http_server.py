@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import re
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -18,8 +19,9 @@ from serving.tls import TlsFiles, http_context
 _BACKLOG: Final = 512
 _OWED_S: Final = 20
 _TOLD: Final = 32
-_CRUMB_BYTES: Final = 32  # half of the least that a chunk may have on average
-_LINES: Final = 256  # of a head, and more than any client's odd chunks in one piece
+_CRUMB_BYTES: Final = 64  # the least that a chunk may have on average
+_CHUNKS: Final = 128  # more than any client's odd ones in one piece
+_CHUNK_HEAD: Final = re.compile(rb"\r\n[0-9A-Fa-f]{1,8}[ \t]*(?:;[^\r\n]*)?(?=\r\n)")
 _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must be the ones to close
 
 
@@ -77,26 +79,34 @@ class HttpServer:
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
+    async def ended(self) -> None:
+        """Wait, after `stop_accepting`, until every request is answered."""
+        if self._running is not None:
+            await asyncio.wait({self._running})
+
     async def stop(self, grace_s: float) -> None:
-        """End, for at most grace_s seconds with the answers under way."""
+        """End, for at most grace_s seconds with the answers under way; then hang up on whoever is left."""
         self.stop_accepting()
         if self._uvicorn is None or self._running is None:
             return
-        done, _ = await asyncio.wait({self._running}, timeout=grace_s)
-        self._uvicorn.force_exit = not done
+        await asyncio.wait({self._running}, timeout=grace_s)
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.transport.abort()  # else a caller who does not read its answers keeps this process alive
         await self._running
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which waits for ever for a request's head, and for the rest of a body that nobody wants any more.
+    """uvicorn's, which waits for ever for a request's head, for the rest of a body that nobody wants any more, and for
+    a caller to take its answers.
 
-    A connection that owes either for longer than _OWED_S is closed: else a few hundred silent ones would use up
+    A connection that owes any of them for longer than _OWED_S is closed: else a few hundred silent ones would use up
     `max_connections`, and health with it. The body of a request that is being answered is `http_body`'s business.
     uvicorn takes connections beyond its limit too, to answer 503; of these only _TOLD are kept, or they would use up
     the descriptors of both doors. A body in crumbs is cut off: a chunk takes 2 µs to parse, on the loop of both doors.
     """
 
     _owed: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -130,17 +140,30 @@ class _Protocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:  # else its keep-alive has begun
             self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self._unread or self.loop.call_later(_OWED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_unread()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+        self._forget_unread()
 
     def _is_crumbs(self, data: bytes) -> bool:
-        """Say whether chunked data has more line ends, two a chunk, than chunks of a sensible size would."""
+        """Say whether chunked data has more chunks than those of a sensible size would be.
+
+        Line ends alone do not tell: a dark bitmap is full of them.
+        """
         if self.conn.their_state is h11.IDLE:
             is_chunked = b"transfer-encoding" in data[: data.find(b"\r\n\r\n")].lower()
         else:
             is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers or ())
-        return is_chunked and data.count(b"\r\n") > _LINES + len(data) // _CRUMB_BYTES
+        most = _CHUNKS + len(data) // _CRUMB_BYTES
+        return is_chunked and data.count(b"\r\n") > most and len(_CHUNK_HEAD.findall(data)) > most
 
     def _watch(self) -> None:
         state = self.conn.their_state
@@ -153,6 +176,11 @@ class _Protocol(H11Protocol):
         if self._owed:
             self._owed.cancel()
             self._owed = None
+
+    def _forget_unread(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
 
 
 class _Uvicorn(uvicorn.Server):

@@ -32,7 +32,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
     Messages are asked for here, also those of calls that bring one, as `arrivals` wants to know; to the caller that
     makes no difference. Bytes that are no message are refused here too: the library would tell the caller the names of
-    our classes, and the log a stack.
+    our classes, and the log a stack. `on_refusal` hears of them, with the method's name.
     """
 
     def __init__(
@@ -43,12 +43,14 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         unpacker: Unpacker,
         open_services: tuple[str, ...] = (),
         check_room: Callable[[str], None] = lambda _: None,
+        on_refusal: Callable[[str, ServingError], None] = lambda *_: None,
         tracing: Tracing | None = None,
     ) -> None:
         self._gate = gate
         self._arrivals = arrivals
         self._unpacker = unpacker
         self._check_room = check_room
+        self._on_refusal = on_refusal
         self._tracing = tracing
         self._open = tuple(f"/{service}/" for service in open_services)
         self._added: dict[str, Handler] = {}  # by method
@@ -119,7 +121,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         message = await self._arrivals.read(context, method, is_stream=False)
         if message is None:
             raise InvalidRequestError("found no message, wanted one")
-        return await self._decoded(message, decode)
+        return await self._decoded(message, decode, method)
 
     async def _messages(
         self, context: Context, method: str, decode: Callable[[bytes], object], check: Callable[[], object]
@@ -135,15 +137,19 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             if message is None:
                 return
             check()
-            yield await self._decoded(message, decode)
+            yield await self._decoded(message, decode, method)
 
-    async def _decoded(self, message: bytes, decode: Callable[[bytes], object]) -> object:
-        if is_packed(message):
-            message = await self._unpacker.unpack(message)
+    async def _decoded(self, message: bytes, decode: Callable[[bytes], object], method: str) -> object:
         try:
-            return decode(message)
-        except DecodeError as error:
-            raise InvalidRequestError("found bytes that are no message of this method") from error
+            if is_packed(message):
+                message = await self._unpacker.unpack(message)
+            try:
+                return decode(message)
+            except DecodeError as error:
+                raise InvalidRequestError("found bytes that are no message of this method") from error
+        except ServingError as error:
+            self._on_refusal(method, error)
+            raise
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:

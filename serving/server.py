@@ -19,12 +19,13 @@ from serving.catalogue import Catalogue
 from serving.connections import connection_options
 from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher, Door
-from serving.errors import StartupError, TryLaterError
+from serving.errors import ServingError, StartupError
 from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
-from serving.http_body import BodyLimits
+from serving.http_body import BodyLimits, BodyReader
 from serving.http_door import HttpDoor
 from serving.http_server import HttpServer, http_address
+from serving.listening import check_free
 from serving.metrics import Metrics
 from serving.observability import Envelope
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
@@ -50,6 +51,12 @@ _DOORS: Final[dict[str, Door]] = {  # the rpcs that bring pictures, one request 
 }
 
 
+_STREAM_DOORS: Final[dict[str, Door]] = {
+    f"/{SERVICE_NAME}/ClassifyStream": "classifier.v1",
+    f"/{INFERENCE_SERVICE_NAME}/ModelStreamInfer": "inference",
+}
+
+
 class Server:
     """One server in one event loop: `startup`, then `shutdown`. `port` is the bound one after `startup`."""
 
@@ -70,6 +77,7 @@ class Server:
             unpacker=Unpacker(settings.max_message_bytes),
             open_services=open_services,
             check_room=self._check_room,
+            on_refusal=self._count_refusal,
             tracing=tracing,
         )
         self._grpc = grpc.aio.server(options=connection_options(settings), handlers=(self._rpcs,))
@@ -87,6 +95,13 @@ class Server:
             is_serving=lambda: self._is_serving,
         )
         self._is_serving = False
+        self._bodies = BodyReader(
+            BodyLimits(
+                max_bytes=settings.max_message_bytes,
+                max_images=settings.max_images_per_request,
+                budget_bytes=settings.queue_bytes,
+            )
+        )
         self._http = self._make_http(metrics, tracing)
         self._health = HealthBoard(*_SERVICE_NAMES)
         self._watcher = Watcher(catalogue, self._show_health, every_s=settings.watch_s, drain_s=settings.renewal_s)
@@ -110,7 +125,7 @@ class Server:
             names = (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # made at import
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._rpcs)
-        await self._health.show([], is_serving=False)
+        self._health.show([], is_serving=False)
         is_one_of_several = self._settings.workers > 1
         if is_one_of_several:  # as soon as it listens, the system gives it connections that others would have answered
             await asyncio.to_thread(self._catalogue.load_all)
@@ -123,43 +138,45 @@ class Server:
     async def say_serving(self) -> None:
         """Report SERVING overall, for each service and for what is ready; watch the models folder from now on."""
         self._is_serving = True
-        await self._show_health()
+        self._show_health()
         self._watcher.start()
 
     async def shutdown(self) -> bool:
         """Drain: see the module. Say whether all has ended, and no thread hangs in a folder that does not answer."""
         lame_duck_s = self._settings.lame_duck_s if self._is_serving else 0.0  # else nobody was sent here yet
         self._is_serving = False
-        await self._health.stop()
+        self._health.stop()
         stopping_watch = asyncio.create_task(self._watcher.stop())
         if lame_duck_s:
             await asyncio.sleep(lame_duck_s)
-        self._http.stop_accepting()
-        await self._stop_grpc()
-        await self._http.stop(_FLUSH_S)
-        await asyncio.wait({stopping_watch}, timeout=self._settings.drain_s)
-        is_closed = await asyncio.to_thread(self._catalogue.close, self._settings.drain_s)
+        until = asyncio.get_running_loop().time() + self._settings.drain_s
+        await self._finish_calls(until)
+        await asyncio.wait({stopping_watch}, timeout=_left_s(until))
+        is_closed = await asyncio.to_thread(self._catalogue.close, max(_FLUSH_S, _left_s(until)))
         return stopping_watch.done() and is_closed
 
-    async def _stop_grpc(self) -> None:
-        """Take no more calls, and end those that are there: when they are done, or drain_s is over.
+    async def _finish_calls(self, until: float) -> None:
+        """Take no more calls at either door, and end those that are there: when they are done, or at `until`.
 
         All waiting is done here. Where two stops of grpc.aio (1.85) time out, the one to end first destroys the server,
         and the other then cancels the calls of no server: of exits with --drain-s 0 one in thirty was a segfault.
         """
-        now = asyncio.get_running_loop().time
-        until = now() + self._settings.drain_s
+        self._http.stop_accepting()
         stopping = asyncio.create_task(self._grpc.stop(_NEVER_S))
-        await asyncio.wait({stopping}, timeout=min(_STRAGGLE_S, self._settings.drain_s))
+        ended = asyncio.create_task(self._http.ended())
+        await asyncio.wait({stopping, ended}, timeout=min(_STRAGGLE_S, _left_s(until)))
         self._catalogue.start_draining()  # what open streams still send is refused
+        self._bodies.give_up()
         idle = asyncio.create_task(self._dispatcher.idle.wait())
-        await asyncio.wait({stopping, idle}, timeout=max(0.0, until - now()), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({idle}, timeout=_left_s(until))
         idle.cancel()
-        flush_s = max(0.0, min(_FLUSH_S, until - now()))  # health watchers would hold it for all of drain_s
-        await asyncio.wait({stopping}, timeout=flush_s)
+        flush_s = min(_FLUSH_S, _left_s(until))  # health watchers would hold it for all of drain_s
+        await asyncio.wait({stopping, ended}, timeout=flush_s)
         if not stopping.done():
             await self._grpc.stop(None)  # at once, before anything else can happen
         await stopping
+        await self._http.stop(0.0)
+        await ended
 
     async def abandon(self) -> None:
         """Stop listening at once, after a failed startup."""
@@ -169,12 +186,7 @@ class Server:
 
     def _make_http(self, metrics: Metrics, tracing: Tracing | None) -> HttpServer:
         settings = self._settings
-        limits = BodyLimits(
-            max_bytes=settings.max_message_bytes,
-            max_images=settings.max_images_per_request,
-            budget_bytes=settings.queue_bytes,
-        )
-        door = HttpDoor(self._dispatcher, metrics=metrics, limits=limits, is_ready=lambda: self._is_serving)
+        door = HttpDoor(self._dispatcher, metrics=metrics, bodies=self._bodies, is_ready=lambda: self._is_serving)
         address = http_address(settings.http_address, beside=settings.address)
         open_paths = (*PAGE_PATHS, *(HEALTH_PATHS if settings.open_health else ()))  # the page asks for a token
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
@@ -192,16 +204,14 @@ class Server:
         if door is not None:
             self._dispatcher.check_room(door=door)
 
-    def _count_refusal(self, method: str, error: TryLaterError) -> None:
-        door = _DOORS.get(method)
+    def _count_refusal(self, method: str, error: ServingError) -> None:
+        door = _DOORS.get(method) or _STREAM_DOORS.get(method)
         if door is not None:
             self._dispatcher.count_refusal(error, door=door)
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)
-        port = address.rpartition(":")[2]
-        if port.isdigit() and int(port) > 65_535:  # gRPC would listen on what is left of it in 16 bits
-            raise StartupError(f"{address}: cannot listen there, ports end at 65535; choose another --address")
+        check_free(address, is_shared=self._settings.workers > 1)
         credentials = server_credentials(files) if files else None
         try:
             if credentials is None:
@@ -210,5 +220,9 @@ class Server:
         except RuntimeError as error:
             raise StartupError(f"{address}: cannot listen there; choose another --address") from error
 
-    async def _show_health(self) -> None:
-        await self._health.show(self._catalogue.entries(), is_serving=True)
+    def _show_health(self) -> None:
+        self._health.show(self._catalogue.entries(), is_serving=True)
+
+
+def _left_s(until: float) -> float:
+    return max(0.0, until - asyncio.get_running_loop().time())

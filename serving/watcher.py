@@ -5,7 +5,7 @@ models often lie, nor the renamed links of a mounted ConfigMap; a look costs one
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -18,9 +18,7 @@ log = structlog.get_logger(__name__)
 class Watcher:
     """`start`, then `stop`; the first look is at once, also where every_s is 0 and it is the only one."""
 
-    def __init__(
-        self, catalogue: Catalogue, publish: Callable[[], Awaitable[None]], *, every_s: float, drain_s: float
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, publish: Callable[[], None], *, every_s: float, drain_s: float) -> None:
         self._catalogue = catalogue
         self._publish = publish
         self._every_s = every_s
@@ -44,7 +42,7 @@ class Watcher:
                 await asyncio.to_thread(self._catalogue.refresh)
             except Exception:
                 log.exception("looking at the models folder failed; it is tried again")
-            await self._publish()  # before old versions are closed: their last requests may take long
+            self._publish()  # before old versions are closed: their last requests may take long
             await asyncio.to_thread(self._catalogue.release, self._drain_s)
             if not self._every_s:
                 return

@@ -116,6 +116,7 @@ function next() {
 }
 
 async function ask(job) {
+  if (!job.picture.size) return showError(job, { code: "EMPTY" }); // a request without a body is no question
   await modelsKnown; // or the first picture would name none, which is an error where there are several
   const path = model.value ? `v1/models/${encodeURIComponent(model.value)}:classify` : "v1/classify";
   const started = performance.now();

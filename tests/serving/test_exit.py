@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import tiny_bundle
+from deaf_watcher import deaf_watcher
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import Running, classify, plain_channel, until
 from test_process import ENVIRONMENT
@@ -58,3 +59,17 @@ def test_exits_without_a_time_to_drain_are_no_crashes(models):
     command = [sys.executable, str(Path(__file__).with_name("exits.py")), str(models), "120"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_watcher_who_reads_nothing_holds_up_nobody(models):
+    """Neither a swap, nor what other watchers hear of it, nor the exit."""
+    server = Running(models, drain_s=1)
+    with server, deaf_watcher(server.address), deaf_watcher(server.address, service="colours/2"):
+        with plain_channel(server.address) as channel:
+            seen = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="colours/3"))
+            assert next(seen).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            for _ in range(2):
+                tiny_bundle.write(models)
+            until(lambda: server.answering() == 3, what="the swap")
+            assert next(seen).status == health_pb2.HealthCheckResponse.SERVING
+        assert server.call(server._server.shutdown())

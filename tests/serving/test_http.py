@@ -8,11 +8,13 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 
 import grpc
 import pytest
 import structlog
 import tiny_bundle
+from PIL import Image
 from structlog.testing import capture_logs
 from test_process import port, process, refusal
 
@@ -513,6 +515,107 @@ def test_half_a_chunk_is_no_traceback(models, caplog, method, status):
         serve(models, scene)
     assert [entry for entry in log if entry["log_level"] == "error"] == []
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_dark_bitmap_in_chunks_is_a_picture(running):
+    """Its bytes are full of what ends a line; chunks of a byte each are still cut off."""
+    dark = Image.new("RGB", (640, 480), (40, 10, 13))
+    out = BytesIO()
+    dark.save(out, "BMP")
+    assert out.getvalue().count(b"\r\n") > 100_000
+    parts = [out.getvalue()[start : start + 65_536] for start in range(0, len(out.getvalue()), 65_536)]
+    assert ask(running, "/v1/classify", body=iter(parts)).status == 200
+
+
+@pytest.mark.parametrize("accept", ['text/plain; version="0.0.4"', "text/plain; version=x", "*/*;version=;q=x"])
+def test_metrics_are_told_whatever_a_caller_accepts(running, accept):
+    """Quoted parameters are HTTP, others are nonsense: neither is an internal error."""
+    assert ask(running, "/metrics", headers={"accept": accept}).status == 200
+
+
+def test_a_charset_that_refuses_everything_is_a_wrong_form(models):
+    """Starlette decodes names with the codec that the caller names; the request is counted."""
+
+    async def scene(server, asking):
+        fields = form(RED)
+        fields["headers"]["content-type"] += "; charset=undefined"
+        return await asking("/v1/classify", **fields)
+
+    reply, value = serve(models, scene)
+    assert reply.error == (400, "INVALID_ARGUMENT")
+    assert value("calotype_requests_total", {"door": "http", "model": "", "status": "INVALID_ARGUMENT"}) == 1
+
+
+def test_callers_who_do_not_read_are_hung_up_on(models, monkeypatch):
+    """They would use up the connections, and keep the process from ending."""
+    monkeypatch.setattr("serving.http_server._OWED_S", 0.3)
+
+    async def scene(server, asking):
+        with deaf(server.http_port) as connection:
+            await asyncio.to_thread(until_hung_up, connection)
+        assert (await asking("/healthz")).status == 200
+
+    serve(models, scene)
+
+
+def test_a_caller_who_does_not_read_does_not_hold_up_the_exit(models):
+    """Long before it would be hung up on."""
+
+    async def scene(server, asking):
+        connection = deaf(server.http_port)
+        await until(lambda: any(one.flow.write_paused for one in server._http._uvicorn.server_state.connections))
+        return connection
+
+    connection, _ = serve(models, scene, settings=replace(SETTINGS, drain_s=0.5))
+    connection.close()
+
+
+def test_an_upload_at_the_exit_is_told_to_go_elsewhere(models):
+    """What ends soon after SIGTERM is answered; what still arrives then gets UNAVAILABLE in JSON, not an end."""
+
+    def begin(number):
+        connection = socket.create_connection(("127.0.0.1", number), timeout=20)
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(RED) + RED[:9])
+        return connection
+
+    async def scene(server, asking):
+        soon, never = begin(server.http_port), begin(server.http_port)
+        await until(lambda: len(server._bodies._arriving) == 2)
+        stopping = asyncio.create_task(server.shutdown())
+        await asyncio.sleep(0)
+        soon.sendall(RED[9:])
+        answers = [await asyncio.to_thread(read_all, connection) for connection in (soon, never)]
+        await stopping
+        return answers
+
+    (soon, never), value = serve(models, scene)
+    assert soon.startswith(b"HTTP/1.1 200 ")
+    assert never.startswith(b"HTTP/1.1 503 ")
+    assert b'"UNAVAILABLE"' in never
+    assert value("calotype_requests_total", {"door": "http", "model": "", "status": "UNAVAILABLE"}) == 1
+
+
+def deaf(number):
+    """A connection on which a thousand pages are asked for, and none is read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.settimeout(20)
+    connection.connect(("127.0.0.1", number))
+    connection.sendall(b"GET /page.js HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
+    return connection
+
+
+def until_hung_up(connection):
+    """Send a byte now and then, which says so."""
+    with suppress(ConnectionError):
+        while True:
+            connection.send(b"x")
+            time.sleep(0.05)
+
+
+def read_all(connection):
+    with connection:
+        return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
 def test_the_metrics_come_in_the_format_that_is_asked_for(running):

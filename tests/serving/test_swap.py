@@ -293,7 +293,7 @@ def test_models_come_and_go(models):
         assert server.catalogue.find().contract.name == "colours"
         hide(folder)
         until(lambda: not server.states("tints"), what="the model leaving")
-        until(lambda: health(channel, "tints") == "SERVICE_UNKNOWN", what="health of the model that left")
+        until(lambda: health_code(channel, "tints") == "NOT_FOUND", what="health of the model that left")
 
 
 def test_lost_mount_changes_nothing(models):
@@ -359,6 +359,14 @@ def health(channel, service):
     stub = health_pb2_grpc.HealthStub(channel)
     status = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60, wait_for_ready=True).status
     return health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+
+
+def health_code(channel, service):
+    try:
+        health(channel, service)
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
 
 
 def test_swap_between_choosing_a_model_and_handing_it_the_pictures(models):
