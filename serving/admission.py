@@ -37,6 +37,7 @@ class Admission:
         self._under_way: list[tuple[int, float]] = []  # items of each batch, and when an instance took it
         self._pace_s = 0.0  # of an instance an item, moving mean
         self._is_guessed = False
+        self._prepare_s = 0.0  # of a prepare thread an item, likewise; 0 without such threads
 
     def enter(self, item_count: int, size_bytes: int, *, now: float, deadline: float | None = None) -> None:
         """Count items in; raises what `check` raises."""
@@ -46,7 +47,8 @@ class Admission:
 
     def check(self, item_count: int, size_bytes: int, *, now: float, deadline: float | None = None) -> None:
         """Raise QueueFullError for items too many, or DeadlineExceededError where they would be answered too late."""
-        limits, wait_s = self._limits, self.items * self._pace_s / self._limits.instances
+        limits = self._limits
+        wait_s = max(self.items * self._pace_s / limits.instances, self._preparation_s(self.items))
         if self.items + item_count > limits.max_queue_items:
             raise QueueFullError(
                 f"{self.items} items wait, at most {limits.max_queue_items} may; try again later",
@@ -92,14 +94,21 @@ class Admission:
         self._is_guessed = is_guess
         self._pace_s += _PACE_WEIGHT * (seconds - self._pace_s) if self._pace_s else seconds
 
+    def note_preparation(self, seconds: float) -> None:
+        """Hear how many seconds a prepare thread took for an item."""
+        self._prepare_s += _PACE_WEIGHT * (seconds - self._prepare_s) if self._prepare_s else seconds
+
+    def _preparation_s(self, item_count: int) -> float:
+        return item_count * self._prepare_s / max(1, self._limits.prepare_threads)
+
     def _answer_s(self, item_count: int, now: float) -> float:
         """Return after how many seconds the last of so many more items would be answered, while all instances work.
 
         The instances share what is in front of it and what is left of the batches under way; then comes its own batch,
-        which is answered as a whole, and in which it may be the first. Where prepare threads are the slower ones, and
-        for `max_wait_ms`, that is too little.
+        which is answered as a whole, and in which it may be the first. For `max_wait_ms` that is too little.
         """
         limits, pace_s, items = self._limits, self._pace_s, self.items + item_count
         batch = min(max(-(-items // limits.instances), min(items, limits.run_sizes[-1])), limits.max_batch)
         left_s = sum(max(0.0, count * pace_s - (now - begun)) for count, begun in self._under_way)
-        return _MARGIN * ((left_s + (items - 1) * pace_s) / limits.instances + batch * pace_s)
+        wait_s = max((left_s + (items - 1) * pace_s) / limits.instances, self._preparation_s(items))
+        return _MARGIN * (wait_s + batch * pace_s)

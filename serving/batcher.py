@@ -110,10 +110,10 @@ class Batcher(Generic[Payload, Row, Answer]):
             self._observer.on_queue(self._admission.items)
         return [ticket.future for ticket in tickets]
 
-    def check_room(self) -> None:
-        """Raise QueueFullError where not even one item of no size would be admitted now."""
+    def check_room(self, *, deadline: float | None = None) -> None:
+        """Raise what `submit` would raise for one item of no size."""
         with self._lock:
-            self._admission.check(1, 0, now=self._clock())
+            self._admission.check(1, 0, now=self._clock(), deadline=deadline)
 
     def close(self, timeout_s: float) -> bool:
         """Stop accepting, finish the queue for at most timeout_s seconds, fail the rest; say whether all was done."""
@@ -135,15 +135,16 @@ class Batcher(Generic[Payload, Row, Answer]):
     def _prepare_loop(self) -> None:
         while (entry := self._next_incoming()) is not None:
             ticket, payload = entry
+            started = self._clock()
             row: Row | Exception | None = None
-            if ticket.is_late(self._clock()):
+            if ticket.is_late(started):
                 self._observer.on_drop("deadline")
                 row = past_deadline()
             elif ticket.future.cancelled():
                 self._observer.on_drop("cancelled")
             else:
                 row = attempt(partial(self._prepare, payload))
-            self._finish_prepare(ticket, row)
+            self._finish_prepare(ticket, row, started=started)
 
     def _next_incoming(self) -> tuple[Ticket[Answer], Payload] | None:
         with self._lock:
@@ -154,12 +155,14 @@ class Batcher(Generic[Payload, Row, Answer]):
             self._preparing += 1
             return self._incoming.popleft()
 
-    def _finish_prepare(self, ticket: Ticket[Answer], row: Row | Exception | None) -> None:
+    def _finish_prepare(self, ticket: Ticket[Answer], row: Row | Exception | None, *, started: float) -> None:
+        now = self._clock()
         with self._lock:
             self._preparing -= 1
             if row is not None and not isinstance(row, Exception):
                 made = row
-                self._ready.append(Item(ticket, lambda: made, self._clock()))
+                self._admission.note_preparation(now - started)
+                self._ready.append(Item(ticket, lambda: made, now, now - started))
                 self._has_ready.notify()
             else:
                 self._admission.leave(ticket.size_bytes)
@@ -183,10 +186,12 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
         for item in share.live:
-            self._observer.on_wait(share.taken - item.ticket.admitted)
+            self._observer.on_wait(share.taken - item.ticket.admitted - item.prepared_s)
         with self._occupancy, core:  # not while it is answered: the next item may come at once
-            tickets, rows = self._rows(share.live)
+            tickets, rows, late_count = self._rows(share.live)
             if not tickets:
+                if late_count and not self._limits.prepare_threads:  # or hopeless work would be let in for ever
+                    self._note_pace((self._clock() - share.taken) / len(share.live))
                 return
             run_started = self._clock()
             is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
@@ -202,12 +207,15 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.future.set_result(answer)
-        with self._lock:  # a queue moves at the pace of batches side by side
-            self._admission.note_pace((done - share.taken) / len(share.live), is_guess=run is self._run_lone)
+        self._note_pace((done - share.taken) / len(share.live), is_guess=run is self._run_lone)
 
-    def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
-        """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
-        tickets, rows = [], []
+    def _note_pace(self, seconds: float, *, is_guess: bool = False) -> None:
+        with self._lock:  # a queue moves at the pace of batches side by side
+            self._admission.note_pace(seconds, is_guess=is_guess)
+
+    def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row], int]:
+        """Make the rows of a batch; items that fail, or are too late by then, are answered here; count the latter."""
+        tickets, rows, late_count = [], [], 0
         for item in batch:
             row = attempt(item.make_row)
             if isinstance(row, Exception):
@@ -216,10 +224,11 @@ class Batcher(Generic[Payload, Row, Answer]):
             if item.ticket.is_late(self._clock()):
                 self._observer.on_drop("deadline")
                 item.ticket.future.set_exception(past_deadline())
+                late_count += 1
                 continue
             tickets.append(item.ticket)
             rows.append(row)
-        return tickets, rows
+        return tickets, rows, late_count
 
     def _next_share(self) -> Share[Row, Answer] | None:
         """Wait for work and take a share of it, or return None at the end."""

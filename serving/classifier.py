@@ -63,15 +63,15 @@ class ServedModel:
             jobs = [Job(*pair) for pair in zip(images, stages or (None,) * len(images), strict=True)]
             return self._batcher.submit(jobs, sizes_bytes=sizes, deadline=deadline)
         except (QueueFullError, DeadlineExceededError) as error:
-            self._metrics.on_reject("queue" if isinstance(error, QueueFullError) else "deadline", count=len(images))
+            self._metrics.on_reject(_reason(error), count=len(images))
             raise
 
-    def check_room(self) -> None:
-        """Raise QueueFullError, and count one picture as refused, where not even one would be admitted now."""
+    def check_room(self, *, deadline: float | None = None) -> None:
+        """Raise what `submit` would for one picture of no size, and count it as refused."""
         try:
-            self._batcher.check_room()
-        except QueueFullError:
-            self._metrics.on_reject("queue", count=1)
+            self._batcher.check_room(deadline=deadline)
+        except (QueueFullError, DeadlineExceededError) as error:
+            self._metrics.on_reject(_reason(error), count=1)
             self._metrics.on_unanswered()
             raise
 
@@ -107,3 +107,7 @@ class ServedModel:
 
     def _identity(self) -> dict[str, str]:
         return {"digest": self.digest, "provider": self.provider, "variant": self.precision}
+
+
+def _reason(error: QueueFullError | DeadlineExceededError) -> str:
+    return "queue" if isinstance(error, QueueFullError) else "deadline"

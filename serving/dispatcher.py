@@ -19,7 +19,7 @@ import structlog
 from bundle.errors import ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
-from serving.errors import InvalidRequestError, NotReadyError, QueueFullError, status_name
+from serving.errors import DeadlineExceededError, InvalidRequestError, NotReadyError, QueueFullError, status_name
 from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
@@ -28,6 +28,7 @@ from serving.steps import Payload, Verdict
 Door = Literal["classifier.v1", "inference", "http"]
 
 log = structlog.get_logger(__name__)
+_CLOCK_S: Final = 0.01  # by which the library's clock may be before ours
 # Too much at once is no fault and tells itself in the metrics: a line each would cost most when there is least time.
 _EXPECTED: Final = ("OK", "CANCELLED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 
@@ -45,7 +46,12 @@ class _Course:
     """What is known of a request under way: who was asked, once that is found, and what came of its pictures."""
 
     served: ServedModel | None = None
+    deadline: float | None = None  # of time.monotonic
     outcomes: tuple[Verdict | ImageError, ...] = ()
+
+    def is_late(self) -> bool:
+        """Say whether the deadline has passed, by the clock of who ended it."""
+        return self.deadline is not None and self.deadline <= time.monotonic() + _CLOCK_S
 
 
 class Dispatcher:
@@ -89,7 +95,7 @@ class Dispatcher:
         traced = self._tracing.request(door, picture_count=picture_count) if self._tracing else nullcontext()
         with self._counted(door, picture_count=picture_count) as course, traced as trace:
             self._check(images, version)
-            deadline = None if time_left_s is None else time.monotonic() + time_left_s
+            deadline = course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
             served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
             await _wait(futures)
             course.outcomes = tuple([_outcome(future) for future in futures])
@@ -118,8 +124,8 @@ class Dispatcher:
             served = course.served = self.catalogue.find(model, version)
             return served, _submit(served, images, deadline=deadline, trace=trace)
 
-    def check_room(self, *, door: Door) -> None:
-        """Raise QueueFullError, and count it, where a request would be refused whatever is in it.
+    def check_room(self, *, door: Door, time_left_s: float | None = None) -> None:
+        """Raise QueueFullError or DeadlineExceededError, and count it, where a request would be refused in any case.
 
         So that under overload most requests are refused unread. Tells only where a single model is served: elsewhere a
         request must be read to know whose queue it is for. A request that names an older version is refused too: what
@@ -129,8 +135,8 @@ class Dispatcher:
         if served is None:
             return
         try:
-            served.check_room()
-        except QueueFullError as error:
+            served.check_room(deadline=None if time_left_s is None else time.monotonic() + time_left_s)
+        except (QueueFullError, DeadlineExceededError) as error:
             self.count_refusal(error, door=door, model=served.contract.name)
             raise
 
@@ -160,6 +166,8 @@ class Dispatcher:
             yield course
         except BaseException as error:
             status, reason = status_name(error), str(error)
+            if status == "CANCELLED" and course.is_late():  # the library ends a late call before we do
+                status = "DEADLINE_EXCEEDED"
             raise
         finally:
             self._active -= 1
@@ -170,7 +178,8 @@ class Dispatcher:
             if served:
                 served.note_request(course.outcomes, seconds=seconds)
             self._metrics.requests.labels(door, name, status).inc()
-            self._metrics.request_seconds.labels(door, name).observe(seconds)
+            if status == "OK":  # refusals take microseconds: the more of them, the faster it would look
+                self._metrics.request_seconds.labels(door, name).observe(seconds)
             _log(status, reason=reason, door=door, model=name, pictures=picture_count, ms=round(1000 * seconds, 1))
 
     def _check(self, images: Sequence[Payload], version: str) -> None:

@@ -6,9 +6,11 @@ SIGTERM or SIGINT shuts the server down, exit 0. A second signal exits at once.
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import structlog
 import uvloop
@@ -23,6 +25,8 @@ from serving.plan_search import Planner
 from serving.server import Server
 from serving.settings import ServerSettings
 from serving.stages import Tracing
+
+_TRACES_S: Final = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -75,10 +79,18 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
     log.info("draining")
     has_ended = await server.shutdown()
     if tracing:
-        await asyncio.to_thread(tracing.close)
+        has_ended &= await _close(tracing)
     log.info("stopped")
     if not has_ended:  # the interpreter would wait for the thread
         os._exit(0)
+
+
+async def _close(tracing: Tracing) -> bool:
+    """Send what is left, for at most _TRACES_S seconds: a collector that is down would be tried for half a minute."""
+    closing = threading.Thread(target=tracing.close, daemon=True)
+    closing.start()
+    await asyncio.to_thread(closing.join, _TRACES_S)
+    return not closing.is_alive()
 
 
 def _start_tracing() -> Tracing | None:

@@ -28,7 +28,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
     """The one generic handler of a server, and what the generated code adds its services to.
 
     Asks the gate at every call, and in a stream at every message: a long stream is many requests. Asks `check_room`,
-    with the method's name, before a unary call's request is read: it may raise a ServingError.
+    with the method's name and the seconds left, before a unary call's request is read: it may raise a ServingError.
 
     Messages are asked for here, also those of calls that bring one, as `arrivals` wants to know; to the caller that
     makes no difference. Bytes that are no message are refused here too: the library would tell the caller the names of
@@ -42,7 +42,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         arrivals: Arrivals,
         unpacker: Unpacker,
         open_services: tuple[str, ...] = (),
-        check_room: Callable[[str], None] = lambda _: None,
+        check_room: Callable[[str, float | None], None] = lambda *_: None,
         on_refusal: Callable[[str, ServingError], None] = lambda *_: None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -80,7 +80,6 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
                     gate.authenticate(authorization)
                     return self._guard(handler, method, lambda: gate.check(authorization))
                 gate.check(authorization)
-            self._check_room(method)
         except ServingError as error:
             return _refusal(error)
         return self._guarded.get(method)
@@ -95,6 +94,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         async def incoming(context: Context) -> object:
             if handler.request_streaming:
                 return self._messages(context, method, decode, check)
+            self._check_room(method, context.time_remaining())
             return await self._message(context, method, decode)
 
         async def answer(_: object, context: Context) -> object:

@@ -199,10 +199,10 @@ class Server:
             is_shared=settings.workers > 1,
         )
 
-    def _check_room(self, method: str) -> None:
+    def _check_room(self, method: str, time_left_s: float | None) -> None:
         door = _DOORS.get(method)
         if door is not None:
-            self._dispatcher.check_room(door=door)
+            self._dispatcher.check_room(door=door, time_left_s=time_left_s)
 
     def _count_refusal(self, method: str, error: ServingError) -> None:
         door = _DOORS.get(method) or _STREAM_DOORS.get(method)

@@ -18,6 +18,7 @@ from serving.errors import SettingsError
 from serving.versions import VersionPolicy, parse_pins, parse_shadows
 
 _LEAST_RENEWAL_S: Final = 30.0
+_LEAST_CALLS: Final = 100  # of a connection: where few may queue, the others are to hear that
 _MOST_S: Final = 1_000_000.0  # gRPC takes milliseconds in 31 bits
 _MOST_BYTES: Final = 2**31 - 1  # of a message, likewise
 
@@ -57,7 +58,7 @@ class ServerSettings:
     intra_op_threads: Annotated[int, _setting("Use so many threads inside any run; 0: as planned.", low=0)] = 0
     decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
     max_batch: Annotated[int, _setting("Take at most so many images at once; 0: as planned, 32 on CUDA.", low=0)] = 0
-    max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0)] = 0.0
+    max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0, high=60_000)] = 0.0
     max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1)] = 256
     max_queue_bytes: Annotated[int, _setting("Queue at most so many encoded bytes per model.", low=1)] = 256 * 2**20
     max_queue_ms: Annotated[float, _setting("Refuse what would wait longer than so many ms.", low=1)] = 1000.0
@@ -110,7 +111,7 @@ class ServerSettings:
     @property
     def calls_per_connection(self) -> int:
         """How many calls of a connection run at once: by default more than may queue, see `connections`."""
-        return self.max_concurrent_streams or 2 * self.max_queue_images
+        return self.max_concurrent_streams or max(_LEAST_CALLS, 2 * self.max_queue_images)
 
     @property
     def plans_itself(self) -> bool:

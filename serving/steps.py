@@ -75,6 +75,14 @@ class PictureSteps:
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
         """Return a verdict on each picture."""
+        try:
+            return self._run(jobs)
+        except Exception:
+            for _ in jobs:
+                self._metrics.on_image_error("INTERNAL")
+            raise
+
+    def _run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
         start_ns = time.time_ns()
         pictures = np.stack([np.asarray(job.image) for job in jobs])
         started = time.perf_counter()

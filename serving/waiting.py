@@ -21,6 +21,7 @@ class Item(NamedTuple, Generic[Row, Answer]):
     ticket: Ticket[Answer]
     make_row: Callable[[], Row]
     since: float  # when that was so, by the batcher's clock
+    prepared_s: float = 0.0  # of work on it before that
 
 
 class Share(NamedTuple, Generic[Row, Answer]):
@@ -58,10 +59,15 @@ class Waiting(Generic[Row, Answer]):
         return tickets
 
     def window_s(self, now: float) -> float:
-        """Return for how many seconds the oldest may still wait for a run to fill: 0 or less where it is to leave."""
+        """Return for how many seconds the oldest may still wait for a run to fill: 0 or less where it is to leave.
+
+        No item waits for others longer than half of the time that its deadline leaves.
+        """
         if not self._limits.max_wait_ms or len(self._items) >= self._limits.run_sizes[-1]:
             return 0.0
-        return self._items[0].since + self._limits.max_wait_ms / 1000 - now
+        ends = [self._items[0].since + self._limits.max_wait_ms / 1000]
+        dated = ((item.since, item.ticket.deadline) for item in self._items if item.ticket.deadline is not None)
+        return min(ends + [(since + deadline) / 2 for since, deadline in dated]) - now
 
     def take(self, *, idle: int, now: float) -> Share[Row, Answer]:
         """Take an instance's share of what waits while `idle` instances have nothing to do; there must be some.

@@ -337,6 +337,61 @@ def test_lone_items_tell_how_long_a_queue_may_take():
     assert batcher.close(PATIENCE_S)
 
 
+def timed(gate, now, *, prepare_s, run_s=0.0, **limits):
+    """A batcher whose clock moves by so much for every item that is prepared, and for every batch."""
+
+    def prepare_slowly(number):
+        now[0] += prepare_s[0]
+        return number
+
+    def run(rows):
+        now[0] += run_s * len(rows)
+        return gate.run(rows)
+
+    chosen = {"instances": 1, "prepare_threads": 0, "run_sizes": (1, 2, 4), "max_batch": 4, **limits}
+    batcher = Batcher(prepare_slowly, run, limits=BatcherLimits(**chosen), clock=lambda: now[0])
+    batcher.start()
+    return batcher
+
+
+def test_a_queue_moves_at_the_pace_of_its_prepare_threads_where_they_are_the_slower_ones():
+    """Two threads, half a second an item: six that wait take a second and a half; that is too long for one more."""
+    now = [0.0]
+    batcher = timed(Gate(is_open=True), now, prepare_s=[0.5], prepare_threads=2)
+    assert submit(batcher, 1)[0].result(PATIENCE_S) == 2
+    assert batcher.close(PATIENCE_S)
+    admission = batcher._admission
+    admission.enter(3, 3, now=0.0)
+    with pytest.raises(DeadlineExceededError, match="3 items wait, an answer would take about 1100 ms"):
+        admission.check(1, 1, now=0.0, deadline=1.05)
+    admission.enter(3, 3, now=0.0, deadline=1.7)
+    with pytest.raises(QueueFullError, match="6 items wait, for about 1500 ms"):
+        admission.check(1, 1, now=0.0)
+
+
+def test_the_pace_is_that_of_an_item_and_not_of_a_batch():
+    """A batch of four in two seconds: half a second each."""
+    now, gate = [0.0], Gate(is_open=True)
+    batcher = timed(gate, now, prepare_s=[0.0], run_s=0.5, max_wait_ms=1.0, run_sizes=(4,))
+    futures = submit(batcher, 1, 1, 1, 1)
+    assert [future.result(PATIENCE_S) for future in futures] == [2] * 4
+    assert batcher.close(PATIENCE_S)
+    assert gate.batches == [[1] * 4]
+    assert batcher._admission._pace_s == 0.5
+
+
+def test_work_that_is_too_late_once_it_is_prepared_tells_the_pace_too():
+    """Else hopeless work would be let in, prepared and thrown away for as long as it comes."""
+    now, prepare_s = [0.0], [0.001]
+    batcher = timed(Gate(is_open=True), now, prepare_s=prepare_s)
+    assert submit(batcher, 1)[0].result(PATIENCE_S) == 2
+    prepare_s[0] = 5.0
+    (late,) = submit(batcher, 2, deadline=now[0] + 1)
+    assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
+    assert batcher.close(PATIENCE_S)
+    assert batcher._admission._pace_s > 0.4
+
+
 @pytest.mark.parametrize(
     ("paces", "wait_ms"), [([(0.5, True)], 500), ([(0.5, True), (0.9, False)], 900), ([(0.9, False), (0.5, True)], 900)]
 )

@@ -53,6 +53,24 @@ def test_a_full_queue_refuses_a_call_before_its_request_is_read(models, method, 
     assert error.details().startswith("256 items wait")
 
 
+@pytest.mark.parametrize(("method", "door"), [(CLASSIFY, "classifier.v1"), (INFER, "inference")])
+def test_a_hopeless_deadline_is_refused_before_its_request_is_read(models, method, door):
+    """Callers who try again at once would else cost all the time that there is."""
+    with Running(models, max_queue_ms=1e6) as running, plain_channel(running.address) as channel:
+        admission = running.catalogue.find("colours")._batcher._admission
+        admission.items = 2
+        admission.note_pace(60.0)
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(method)(NO_MESSAGE, timeout=20)
+        value = running.metrics.registry.get_sample_value
+        refused = {"door": door, "model": "colours", "status": "DEADLINE_EXCEEDED"}
+        assert value("calotype_requests_total", refused) == 1
+        assert value("calotype_rejected_total", {**COLOURS, "reason": "deadline"}) == 1
+        admission.items = 0
+    assert caught.value.code().name == "DEADLINE_EXCEEDED"
+    assert "an answer would take about" in caught.value.details()
+
+
 def test_one_connection_can_fill_the_queue_and_hear_that_it_is_full(models):
     """What comes beyond is refused while the queue stands still, not held back by the connection."""
     is_running, may_run = threading.Event(), threading.Event()

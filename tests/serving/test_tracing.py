@@ -1,6 +1,7 @@
 """Spans of a request and its pictures, in memory; the caller's trace is continued over both doors."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 
@@ -12,11 +13,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased
 from test_http import RED, SETTINGS, ask, form
-from test_process import ENVIRONMENT, refusal
+from test_process import ENVIRONMENT, port, process, refusal
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
+from serving.client import Client
 from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
@@ -128,3 +130,13 @@ def test_what_is_not_sent_here_is_refused_and_none_is_none(models, monkeypatch, 
     silent = {**ENVIRONMENT, "OTEL_TRACES_EXPORTER": "none"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=silent, check=True)
     assert done.stdout.strip() == "None"
+
+
+def test_a_collector_that_is_down_does_not_hold_up_the_exit(models, monkeypatch):
+    """The library would try it for half a minute."""
+    monkeypatch.setitem(ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    with process(models, "--http-address", "off") as started:
+        with Client(f"127.0.0.1:{port(started)}") as client:
+            client.classify([RED])
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=5) == 0

@@ -33,6 +33,19 @@ def waiting_items(
     return waiting, tickets
 
 
+@pytest.mark.parametrize(
+    ("deadlines_s", "window_s"), [((None,), 0.5), ((9.0,), 0.5), ((0.3,), 0.15), ((None, 0.2), 0.1)]
+)
+def test_no_item_waits_for_company_longer_than_half_of_its_time(deadlines_s, window_s):
+    """The deadline drives the window too, whoever was first."""
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1, 2, 4), max_batch=4, max_wait_ms=500)
+    waiting: Waiting[str, str] = Waiting(limits)
+    for left_s in deadlines_s:
+        deadline = None if left_s is None else NOW + left_s
+        waiting.append(Item(Ticket(future=Future(), size_bytes=1, deadline=deadline, admitted=NOW), str, NOW))
+    assert waiting.window_s(NOW) == pytest.approx(window_s)
+
+
 @given(
     fates=st.lists(FATES, min_size=1, max_size=40),
     sizes=SIZES,

@@ -1,0 +1,66 @@
+"""What is counted of requests that get no answer, and that it is counted once."""
+
+import threading
+
+import grpc
+import pytest
+import tiny_bundle
+from running import Running, classify, counted, plain_channel, until
+
+from bundle.runtime import OnnxModel
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
+from serving.loading import load_model
+
+CLASSIFY, STREAM = "/classifier.v1.Classifier/Classify", "/classifier.v1.Classifier/ClassifyStream"
+NO_MESSAGE, NO_GZIP = b"\xff\xff", b"\x1f\xff"
+RED = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+
+
+def test_bytes_that_are_no_message_are_counted(models):
+    """By both kinds of calls, compressed or not."""
+    with Running(models) as server, plain_channel(server.address) as channel:
+        for message in (NO_MESSAGE, NO_GZIP):
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(CLASSIFY)(message)
+            with pytest.raises(grpc.RpcError):
+                list(channel.stream_stream(STREAM)(iter([message])))
+        assert counted(server.metrics) == {("classifier.v1", "INVALID_ARGUMENT"): 4}
+
+
+def test_a_call_that_the_library_ends_at_its_deadline_was_late_and_not_cancelled(models):
+    """The engine is busy with it when its time is over."""
+    may_run = threading.Event()
+
+    def held(folder):
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        run = served._batcher._run
+        served._batcher._run_lone = served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
+        return served
+
+    server = Running(models, load=held)
+    with server, plain_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            classifier_pb2_grpc.ClassifierStub(channel).Classify(RED, timeout=0.3)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: counted(server.metrics), what="the count")
+        assert counted(server.metrics) == {("classifier.v1", "DEADLINE_EXCEEDED"): 1}
+        may_run.set()
+
+
+def test_pictures_that_the_engine_fails_on_are_counted_and_only_answers_are_timed(models, monkeypatch):
+    """A refusal takes microseconds: timed with the answers, an overloaded server would look fast."""
+    with Running(models) as server, plain_channel(server.address) as channel:
+        classify(channel)
+
+        def fail(*_):
+            raise RuntimeError("the engine")
+
+        monkeypatch.setattr(OnnxModel, "run", fail)
+        with pytest.raises(grpc.RpcError):
+            classifier_pb2_grpc.ClassifierStub(channel).Classify(RED)
+        value = server.metrics.registry.get_sample_value
+        labels = {"model": "colours", "version": "1"}
+        assert value("calotype_pictures_total", {**labels, "outcome": "INTERNAL"}) == 1
+        assert value("calotype_pictures_total", {**labels, "outcome": "OK"}) == 1
+        assert value("calotype_request_seconds_count", {"door": "classifier.v1", "model": "colours"}) == 1
