@@ -70,7 +70,7 @@ def model_names(models: Path) -> list[str]:
     Raises BundleError where `models` itself cannot be read.
     """
     try:
-        entries = sorted(entry.name for entry in models.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+        entries = sorted(entry.name for entry in models.iterdir() if _NAME.fullmatch(entry.name) and _is_folder(entry))
     except OSError as error:
         raise BundleError(f"{models}: {error.strerror}; wanted a folder with models/<name>/<version>/") from error
     return [name for name in entries if _may_have_versions(models, name)]
@@ -85,7 +85,7 @@ def versions(models: Path, name: str) -> list[int]:
     try:
         if not _NAME.fullmatch(name) or not folder.is_dir():
             return []
-        entries = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+        entries = [entry.name for entry in folder.iterdir() if _is_folder(entry)]
     except OSError as error:
         raise BundleError(f"{folder}: {error.strerror}; let the user that runs this read it") from error
     return sorted(int(entry) for entry in entries if _VERSION.fullmatch(entry))
@@ -141,6 +141,14 @@ def file_sha256(path: Path) -> str:
     """Return a file's sha256 as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_folder(path: Path) -> bool:
+    """Say so too where a link leads to where nobody may look: whoever opens it hears why."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def _may_have_versions(models: Path, name: str) -> bool:

@@ -74,7 +74,7 @@ class Catalogue:
         asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
         if asked_for or len(reasons) == len(names):  # else the others serve, as when one fails later
             raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
-        self._unnamed.begin_with(names)
+        self._unnamed.begin_with(self._shelves)
         self._is_loaded = True
 
     def refresh(self) -> None:

@@ -16,6 +16,7 @@ import typer
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import CalotypeError
@@ -38,7 +39,7 @@ app = typer.Typer(
 Images = Annotated[list[Path], typer.Argument(help="Name picture files.", show_default=False)]
 Address = Annotated[str, typer.Option(help="Call the server at this host:port.", envvar="CALOTYPE_SERVER")]
 Model = Annotated[str, typer.Option(help="Ask this model; empty: the default one.")]
-Timeout = Annotated[float, typer.Option(help="Wait at most so many s for an answer.", min=0.001)]
+Timeout = Annotated[float, typer.Option(help="Wait at most so many s for an answer.", min=0.001, max=86_400)]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
@@ -71,7 +72,7 @@ def classify(
     access: Access,
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
-    top_k: Annotated[int, typer.Option(help="Show so many labels a picture.", min=1)] = 5,
+    top_k: Annotated[int, typer.Option(help="Show so many labels a picture.", min=1, max=2**32 - 1)] = 5,
     min_score: Annotated[float, typer.Option(help="Leave out labels below this score, 0..1.", min=0, max=1)] = 0.0,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
@@ -130,7 +131,7 @@ def top(
     address: Annotated[
         str, typer.Option(help="Read the metrics at this host:port, of HTTP.", envvar="CALOTYPE_HTTP")
     ] = DEFAULT_HTTP_ADDRESS,
-    every: Annotated[float, typer.Option(help="Look again after so many s.", min=0.1)] = 2.0,
+    every: Annotated[float, typer.Option(help="Look again after so many s.", min=0.1, max=3600)] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one view of all since the start, and end.")] = False,
 ) -> None:
     """Watch a running server: throughput, latencies, queue, batches, refusals."""
@@ -169,7 +170,9 @@ def health(
 @app.command()
 def token(
     name: Annotated[str, typer.Argument(help="Name whom the token is for.", show_default=False)],
-    rate: Annotated[float, typer.Option(help="Allow so many requests/s of each worker; 0: no limit.", min=0)] = 0.0,
+    rate: Annotated[
+        float, typer.Option(help="Allow so many requests/s of each worker; 0: no limit.", min=0, max=999_999)
+    ] = 0.0,
 ) -> None:
     """Make a random token and the line that lets it in."""
     from serving.tokens import new_token
@@ -215,13 +218,13 @@ def _as_records(images: list[Path], answers: list[Classification]) -> list[dict[
 def _print_answers(images: list[Path], answers: list[Classification]) -> None:
     table = Table("picture", "label", "score")
     for path, answer in zip(images, answers, strict=True):
-        result = answer.results[0]
+        name, result = escape(str(path)), answer.results[0]  # square brackets would be taken for markup
         if result.error:
-            table.add_row(str(path), f"{result.error.code}: {result.error.message}", "")
+            table.add_row(name, escape(f"{result.error.code}: {result.error.message}"), "")
         if result.unknown:
-            table.add_row(str(path), "unknown, perhaps", "")
+            table.add_row(name, "unknown, perhaps", "")
         for place, one in enumerate(result.predictions):
-            table.add_row("" if place or result.unknown else str(path), one.label, f"{one.score:.4f}")
+            table.add_row("" if place or result.unknown else name, escape(one.label), f"{one.score:.4f}")
     Console().print(table)
 
 

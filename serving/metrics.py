@@ -7,6 +7,8 @@ requests, a model's batcher is heard through `ModelMetrics`.
 
 import os
 import platform
+from collections import deque
+from contextlib import suppress
 from typing import Final, Literal
 
 from prometheus_client import (
@@ -30,6 +32,7 @@ _SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SCORES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _DIFFERENCES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _MODEL: Final = ("model", "version")
+_KEPT_GONE: Final = 8  # versions of a model: the last figures of one that has just left are still to be read
 
 Stage = Literal["decode", "preprocess"]
 
@@ -109,6 +112,7 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self.owners: dict[tuple[str, str], tuple[ModelMetrics, str]] = {}  # version to who publishes it, and its digest
+        self._gone: dict[str, deque[str]] = {}  # versions by model, the newest last
         self.load_failures = Counter(
             "calotype_model_load_failures", "Versions that were refused.", ("model",), registry=registry
         )
@@ -132,6 +136,24 @@ class Metrics:
         self.confidence = Histogram(
             "calotype_confidence", "Score of the best label.", _MODEL, buckets=_SCORES, registry=registry
         )
+
+    def forget_oldest(self, name: str, version: str) -> None:
+        """Hear that a version has gone; keep the series of the newest gone ones of a model, remove older ones.
+
+        Else what is exposed grows by some 9 KB with every version. In the files of several workers nothing is removed.
+        """
+        gone = self._gone.setdefault(name, deque())
+        with suppress(ValueError):
+            gone.remove(version)
+        gone.append(version)
+        if len(gone) > _KEPT_GONE and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            oldest = gone.popleft()
+            if (name, oldest) in self.owners:
+                return  # it is back
+            for metric in vars(self).values():
+                if isinstance(metric, Counter | Gauge | Histogram):
+                    with suppress(ValueError):  # it has no such labels
+                        metric.remove_by_labels({"model": name, "version": oldest})
 
     def model(self, name: str, version: int) -> "ModelMetrics":
         """Return the metrics of one version."""
@@ -234,6 +256,7 @@ class ModelMetrics(Observer):
         if owner is self:
             self._withdraw(self._metrics.queue_pictures, *self._labels)
             self._metrics.owners.pop(self._labels, None)
+            self._metrics.forget_oldest(*self._labels)
 
     @staticmethod
     def _withdraw(gauge: Gauge, *labels: str) -> None:

@@ -11,6 +11,7 @@ import os
 import platform
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ BUDGET_S: Final = 0.6  # for all of them; a network that needs longer keeps the 
 # Times as fast as the rule's plan, or that stays:
 SINGLY: Final = 1.15  # at the end of so short a time one thread waits for another's longer run
 WIDE: Final = 1.3  # all cores but one idle while it decodes: 223 for 285 pictures/s of about equal inference (INT8)
+
+_MOST_ITEMS: Final = 1024  # of a batch or a run that is remembered
 
 log = structlog.get_logger(__name__)
 
@@ -115,21 +118,22 @@ class PlanCache:
         base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
         self._path = path or base / "calotype" / "plans.json"
 
-    def get(self, key: Sequence[str]) -> Plan | None:
-        """Return the plan that was kept, or None."""
+    def get(self, key: Sequence[str], *, cores: int) -> Plan | None:
+        """Return the plan that was kept, or None where there is none, or none that could be for so many cores."""
         found = self._read().get("/".join(key))
         fields = ("instances", "intra_op_threads", "lone_threads", "decode_threads", "max_batch", "max_run")
         if not isinstance(found, dict) or set(found) != set(fields):
             return None
         least = dict.fromkeys(fields, 1) | {"decode_threads": 0}
-        if not all(isinstance(found[field], int) and low <= found[field] <= 4096 for field, low in least.items()):
+        most = dict.fromkeys(fields, cores) | {"max_batch": _MOST_ITEMS, "max_run": _MOST_ITEMS}
+        if not all(type(found[field]) is int and least[field] <= found[field] <= most[field] for field in fields):
             return None
         return Plan(**found)
 
     def put(self, key: Sequence[str], plan: Plan) -> None:
         """Keep a plan."""
         plans = self._read() | {"/".join(key): asdict(plan)}
-        scratch = self._path.with_suffix(f".{os.getpid()}")
+        scratch = self._path.with_suffix(f".{uuid.uuid4().hex}")  # containers that share it have the same process ids
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             scratch.write_text(json.dumps(plans, indent=1), encoding="utf-8")
@@ -160,7 +164,7 @@ class Planner:
         if contract.name not in self._by_name:
             rules = f"warmed, rule {rule.instances} x {rule.max_batch} by {rule.max_run}, lone {rule.lone_threads}"
             key = (model.bundle.digest, model.variant.precision, *machine(cores, onnxruntime.__version__), rules)
-            plan = self._cache.get(key)
+            plan = self._cache.get(key, cores=cores)
             if plan is None:
                 plan = search_plan(rule, partial(_open_run, model), cores=cores)
                 self._cache.put(key, plan)

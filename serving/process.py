@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +58,7 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
     tracing = _start_tracing()
     server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
     try:
-        await server.startup()
+        await _unless_stopped(server.startup(), stop)
     except BaseException:
         await server.abandon()
         raise
@@ -83,6 +83,17 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
     log.info("stopped")
     if not has_ended:  # the interpreter would wait for the thread
         os._exit(0)
+
+
+async def _unless_stopped(starting: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Start; a signal that comes before that is done ends the process: nobody has been answered yet."""
+    start, end = asyncio.ensure_future(starting), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():
+        log.info("stopped before it served")
+        os._exit(0)  # not even a folder that does not answer holds it up
+    end.cancel()
+    await start
 
 
 async def _close(tracing: Tracing) -> bool:

@@ -43,7 +43,7 @@ class TokenLine:
 
     def __str__(self) -> str:
         """Return the line as it stands in the file."""
-        rate = f":{self.requests_per_s:g}" if self.requests_per_s else ""
+        rate = f":{self.requests_per_s:.6f}".rstrip("0").rstrip(".") if self.requests_per_s else ""
         return f"{self.name}:{self.digest}{rate}"
 
 

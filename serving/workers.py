@@ -84,17 +84,18 @@ def _held_port(address: str) -> Iterator[str]:
     host, _, port = address.rpartition(":")
     if host.startswith("unix") or not port.isdigit():
         raise StartupError(f"{address}: several workers want a host:port to share; choose another, or --workers 1")
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as other:  # shares with nobody: fails where a server listens
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            other.bind((host.strip("[]"), int(port)))
-        with socket.socket(family, socket.SOCK_STREAM) as held:
+    with ExitStack() as stack:
+        try:
+            family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
+            with socket.socket(family, socket.SOCK_STREAM) as other:  # shares with nobody: fails where a server listens
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                other.bind((host.strip("[]"), int(port)))
+            held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((host.strip("[]"), int(port)))
-            yield f"{host}:{held.getsockname()[1]}"
-    except (OSError, OverflowError) as error:
-        raise StartupError(f"{address}: cannot listen there; choose another address") from error
+        except (OSError, OverflowError) as error:
+            raise StartupError(f"{address}: cannot listen there; choose another address") from error
+        yield f"{host}:{held.getsockname()[1]}"
 
 
 @dataclass(kw_only=True)
@@ -154,7 +155,16 @@ class _Supervisor:
                 if worker.due is None and not worker.process.is_alive():
                     self._bury(place, worker)
                 elif worker.due is not None and worker.due <= time.monotonic():
-                    self._workers[place] = self._start(place, failures=worker.failures)
+                    self._start_again(place, worker)
+
+    def _start_again(self, place: int, worker: _Worker) -> None:
+        try:
+            self._workers[place] = self._start(place, failures=worker.failures)
+        except OSError as error:  # no memory, no descriptor, no process left just now: the others go on
+            worker.failures += 1
+            again_in_s = pause_s(worker.failures - 1)
+            worker.due = time.monotonic() + again_in_s
+            log.error("worker cannot be started", worker=place, reason=str(error), again_in_s=again_in_s)
 
     def _bury(self, place: int, worker: _Worker) -> None:
         """Note when a dead one is to be started again. Raises StartupError where none serves or ever did."""

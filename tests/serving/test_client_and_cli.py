@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +83,16 @@ def test_classify_command_says_what_is_unknown(address, red, tmp_path):
     assert [record["unknown"] for record in records] == [False, True]
     with Client(address) as client:
         assert client.models()[0].unknown_below == 0.5
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(address, red, tmp_path):
+    """It is no markup."""
+    path = tmp_path / "[" / "red] photo[a].png"
+    path.parent.mkdir()
+    shutil.copy(red, path)
+    done = command("classify", str(path), "--address", address)
+    assert done.returncode == 0, done.stderr
+    assert "photo[a].png" in done.stdout
 
 
 def test_missing_picture_is_one_line_and_exit_2(address, tmp_path):

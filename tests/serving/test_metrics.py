@@ -1,9 +1,11 @@
 """What the metrics say after real requests, and what the batcher tells its observer."""
 
 import asyncio
+import re
 
 import pytest
 import tiny_bundle
+from prometheus_client import generate_latest
 
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
@@ -124,3 +126,21 @@ def test_a_queue_that_would_take_too_long_is_full():
         batcher.submit([4], sizes_bytes=[1])
     assert caught.value.retry_after_s == pytest.approx(0.1)
     batcher.close(0)
+
+
+def test_series_of_versions_that_are_long_gone_leave():
+    """The newest eight gone ones stay; one that is back is not taken for gone."""
+    metrics = Metrics()
+    identity = {"digest": "d", "provider": "cpu", "variant": "fp32"}
+    for version in range(1, 13):
+        model = metrics.model("colours", version)
+        model.on_ready(**identity)
+        model.on_answer("red", score=0.9, unknown=False)
+        model.on_gone(**identity)
+    text = generate_latest(metrics.exposed).decode()
+    assert {int(number) for number in re.findall(r'version="(\d+)"', text)} == set(range(5, 13))
+    metrics.model("colours", 5).on_ready(**identity)
+    late = metrics.model("colours", 13)
+    late.on_ready(**identity)
+    late.on_gone(**identity)
+    assert 'version="5"' in generate_latest(metrics.exposed).decode()

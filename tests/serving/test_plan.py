@@ -129,12 +129,14 @@ def test_plans_are_remembered_by_model_and_machine(tmp_path):
     path, key = tmp_path / "cache" / "plans.json", ("digest", *machine(2, "1.30"))
     PlanCache(path).put(key, RULE)
     PlanCache(path).put(("other", "key"), SINGLE)
-    assert PlanCache(path).get(key) == RULE
-    assert PlanCache(path).get(("digest", *machine(4, "1.30"))) is None
+    assert PlanCache(path).get(key, cores=2) == RULE
+    assert PlanCache(path).get(("digest", *machine(4, "1.30")), cores=4) is None
     whole = path.read_text()
-    for damaged in (whole.replace('"instances": 2', '"instances": 0'), "no JSON", "[" * 100_000):
+    bad = [whole.replace('"instances": 2', f'"instances": {value}') for value in ("0", "3", "true", "600")]
+    for damaged in (*bad, whole.replace('"max_batch": 8', '"max_batch": 4096'), "no JSON", "[" * 100_000):
+        assert damaged != whole
         path.write_text(damaged)
-        assert PlanCache(path).get(key) is None
+        assert PlanCache(path).get(key, cores=2) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
@@ -142,7 +144,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     cache = PlanCache(tmp_path / "file" / "plans.json")
     cache.put(("digest",), RULE)
-    assert cache.get(("digest",)) is None
+    assert cache.get(("digest",), cores=2) is None
 
 
 @pytest.mark.parametrize(("provider", "is_warned"), [("auto", True), ("cpu", False)])

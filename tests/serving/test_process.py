@@ -4,13 +4,16 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 import tiny_bundle
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bundle.preprocess import PreprocessSpec
 from bundle.signature import sign, write_keys
@@ -55,6 +58,20 @@ def test_process_serves_and_drains(models):
         with Client(f"127.0.0.1:{port(started)}") as client:
             answer = client.classify([tiny_bundle.picture("green")])
         assert answer.results[0].predictions[0].label == "green"
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=20) == 0
+
+
+def test_a_signal_while_it_starts_ends_it_at_once(models, tmp_path):
+    """A file that does not answer does not hold it up."""
+    os.mkfifo(tmp_path / "pins")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = "{}:{}".format(*free.getsockname())
+    options = ("--address", address, "--http-address", "off", "--pins-file", str(tmp_path / "pins"))
+    with process(models, *options) as started, grpc.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        status = check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60).status
+        assert status == health_pb2.HealthCheckResponse.NOT_SERVING
         started.send_signal(signal.SIGTERM)
         assert started.wait(timeout=20) == 0
 

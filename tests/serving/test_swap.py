@@ -131,6 +131,44 @@ def test_a_model_folder_that_may_not_be_read_costs_the_others_nothing(models, mo
     assert "shades: Permission denied" in "".join(capfd.readouterr())
 
 
+def test_links_to_where_nobody_may_look_cost_nothing_else(models, monkeypatch):
+    """Neither a model's, nor a version's; and who named no model stays with the one that answered."""
+    is_folder = Path.is_dir
+
+    def look_or_refuse(path):
+        if path in (models / "shades", models / "colours" / "7"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_folder(path)
+
+    (models / "colours" / "7").symlink_to(models / "away")
+    tiny_bundle.write(models, name="shades")
+    with monkeypatch.context() as locked:
+        locked.setattr(Path, "is_dir", look_or_refuse)
+        with Running(models, watch_s=0) as server, plain_channel(server.address) as channel:
+            assert classify(channel) == "1"
+            assert server.states() == {1: "READY", 7: "FAILED"}
+            locked.undo()
+            server.catalogue.refresh()
+            assert server.states("shades") == {1: "READY"}
+            assert server.catalogue.find().contract.name == "colours"
+
+
+def test_a_version_of_other_files_of_the_same_size_and_time_is_loaded_anew(models):
+    """As reproducible images have them: all of one time."""
+    with Running(models, watch_s=0) as server:
+        before, folder = server.catalogue.find().digest, models / "colours" / "1"
+        other = tiny_bundle.write(models.with_name("others"), scale=1.25)
+        sizes = [path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()]
+        assert sizes == [path.stat().st_size for path in sorted(other.rglob("*")) if path.is_file()]
+        for path in (*folder.rglob("*"), *other.rglob("*")):
+            os.utime(path, (1, 1))
+        server.catalogue.refresh()
+        folder.rename(folder.with_name(".old"))
+        other.rename(folder)
+        server.catalogue.refresh()
+        assert server.catalogue.find().digest != before
+
+
 def test_the_only_model_that_may_not_be_read_is_one_line(models, monkeypatch):
     """At the start; also one that was asked for, beside others."""
     lock(monkeypatch, models / "colours")

@@ -6,7 +6,7 @@ import pytest
 
 from serving.errors import RateLimitedError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
-from serving.tokens import Gate, read_tokens
+from serving.tokens import Gate, new_token, read_tokens
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 RIGHT = "Bearer secret"
@@ -51,6 +51,14 @@ def test_reading_the_file_again_does_not_fill_the_bucket(gate, tmp_path):
     (tmp_path / "tokens").write_text(f"# changed\nalice:{HASH}:2\n")
     with pytest.raises(RateLimitedError):
         gate.check(RIGHT)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.00001, 0.5, 3.0, 123_456.7, 999_999.0])
+def test_a_new_line_is_read_as_it_was_meant(tmp_path, rate):
+    """Whatever the rate."""
+    _, line = new_token("alice", requests_per_s=rate)
+    (tmp_path / "tokens").write_text(f"{line}\n")
+    assert read_tokens(tmp_path / "tokens") == (line,)
 
 
 def test_vanished_file_keeps_its_tokens(gate, tmp_path):

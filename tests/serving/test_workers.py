@@ -178,6 +178,21 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
             channel.close()
 
 
+def test_a_worker_that_cannot_be_started_again_just_now_costs_nothing_else(models):
+    """The system has no descriptor left for a moment: the others go on, and it is tried again."""
+    with crew(models) as (running, pids, port, _):
+        limits = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        os.kill(min(pids), signal.SIGKILL)
+        running.next("worker cannot be started")
+        assert running.process.poll() is None
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, limits)
+        running.next("SERVING")
+        for _ in range(6):
+            with connection(port) as channel:
+                classify(channel)
+
+
 def test_workers_that_cannot_serve_stop_the_start(models):
     """The reason is logged by the worker, and nobody tries for ever."""
     tiny_bundle.change_constant(models / "colours" / "1", "mean", 0.9)
