@@ -4,9 +4,11 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import grpc
+import pytest
 import tiny_bundle
 from deaf_watcher import deaf_watcher
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -73,3 +75,53 @@ def test_a_watcher_who_reads_nothing_holds_up_nobody(models):
             until(lambda: server.answering() == 3, what="the swap")
             assert next(seen).status == health_pb2.HealthCheckResponse.SERVING
         assert server.call(server._server.shutdown())
+
+
+def held_by(may_run, server):
+    """A loader of models whose engine waits."""
+
+    def load(folder):
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        run = served._batcher._run
+        served._batcher._run_lone = served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
+        return served
+
+    return load
+
+
+def test_a_call_under_way_is_answered_however_long_it_takes_within_the_drain(models):
+    """Longer than stragglers have, and than answers to be flushed."""
+    may_run = threading.Event()
+    server = Running(models, load=lambda folder: held_by(may_run, server)(folder))
+    with server, plain_channel(server.address) as channel:
+        request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+        call = classifier_pb2_grpc.ClassifierStub(channel).Classify.future(request)
+        until(lambda: not server._server._dispatcher.idle.is_set(), what="the call")
+        stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
+        threading.Event().wait(1.8)
+        may_run.set()
+        assert call.result(60).results[0].predictions[0].label == "red"
+        assert stopping.result(60)
+
+
+def test_what_comes_at_the_last_moment_is_answered_and_then_streams_are_told(models):
+    """For a second calls are taken whose client could not know; what an open stream sends later gets UNAVAILABLE."""
+    pause = threading.Event()
+
+    def requests():
+        while True:
+            yield pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+            pause.wait(0.05)
+
+    with Running(models) as server, plain_channel(server.address) as channel:
+        stream = classifier_pb2_grpc.ClassifierStub(channel).ClassifyStream(requests())
+        next(stream)
+        stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
+        answers, started = [], time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            answers.extend(stream)
+        assert time.monotonic() - started > 0.9
+        assert len(answers) > 2
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "DRAINING" in caught.value.details()
+        assert stopping.result(60)

@@ -26,6 +26,7 @@ from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
 from serving.settings import ServerSettings
+from serving.tokens import new_token
 
 SETTINGS = ServerSettings(
     address="127.0.0.1:0",
@@ -168,14 +169,15 @@ def test_connections_that_owe_a_head_or_an_unwanted_body_are_closed(models, monk
         return time.monotonic() - started
 
     async def scene(server, asking):
-        (rested, resting), *others = [await asyncio.open_connection("127.0.0.1", server.http_port) for _ in range(4)]
+        (rested, resting), *others = [await asyncio.open_connection("127.0.0.1", server.http_port) for _ in range(5)]
         resting.write(asked)
         assert b" 200 " in await asyncio.wait_for(rested.readline(), 20)
-        for (_, writer), start in zip(others, (b"", asked[:9], unwanted), strict=True):
+        for (_, writer), start in zip(others, (b"", unwanted, asked[:9], unwanted), strict=True):
             writer.write(start)
-        (silent, _), *owing = others
+        (silent, _), (told, _), *owing = others
         took_s = await asyncio.wait_for(asyncio.gather(*(dribbled(*one) for one in owing)), 20)
         assert await asyncio.wait_for(silent.read(), 20) == b""
+        assert (await asyncio.wait_for(told.read(), 20)).startswith(b"HTTP/1.1 413 ")  # and then not a byte
         assert min(took_s) > 0.25
         resting.write(asked)
         await asyncio.wait_for(rested.readuntil(b"HTTP/1.1 200 "), 20)
@@ -394,6 +396,41 @@ def test_a_deadline_is_kept(models):
         return (await second).error
 
     assert serve(models, scene, wrap=held.around)[0] == (504, "DEADLINE_EXCEEDED")
+
+
+def test_a_body_that_takes_its_time_takes_it_from_the_deadline(models):
+    """Half a second of it, where 200 ms were to be enough for all."""
+
+    def slowly():
+        yield RED[:20]
+        threading.Event().wait(0.5)
+        yield RED[20:]
+
+    async def scene(server, asking):
+        assert (await asking("/v1/classify?timeout_ms=20000", body=slowly())).status == 200
+        return (await asking("/v1/classify?timeout_ms=200", body=slowly())).error
+
+    assert serve(models, scene)[0] == (504, "DEADLINE_EXCEEDED")
+
+
+def test_two_credentials_are_none(models, tmp_path):
+    """Which of them would count depends on who reads them."""
+    (token, line), path = new_token("alice"), tmp_path / "tokens"
+    path.write_text(f"{line}\n")
+
+    def ask_with(number, *credentials):
+        lines = [f"authorization: Bearer {one}" for one in credentials]
+        head = "\r\n".join(["GET /v1/models HTTP/1.1", "host: x", "connection: close", *lines, "", ""])
+        with socket.create_connection(("127.0.0.1", number), timeout=20) as connection:
+            connection.sendall(head.encode())
+            return read_all(connection).split()[1]
+
+    async def scene(server, _):
+        given = ((token,), (token, token), (token, "x"), ())
+        return [await asyncio.to_thread(ask_with, server.http_port, *one) for one in given]
+
+    answers, _ = serve(models, scene, settings=replace(SETTINGS, tokens=path))
+    assert answers == [b"200", b"401", b"401", b"401"]
 
 
 def test_readiness_follows_the_life_of_the_server(models):

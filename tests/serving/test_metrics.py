@@ -144,3 +144,39 @@ def test_series_of_versions_that_are_long_gone_leave():
     late.on_ready(**identity)
     late.on_gone(**identity)
     assert 'version="5"' in generate_latest(metrics.exposed).decode()
+
+
+def test_a_version_that_is_loaded_anew_before_the_old_one_is_closed_stays_listed():
+    """The same version, of other or of the same files: the one that leaves withdraws only its own."""
+    metrics = Metrics()
+    value = metrics.registry.get_sample_value
+    old, new = metrics.model("colours", 1), metrics.model("colours", 1)
+    first = {"digest": "a", "provider": "cpu", "variant": "fp32"}
+    second = {**first, "digest": "b"}
+    old.on_ready(**first)
+    new.on_ready(**second)
+    old.on_gone(**first)
+    assert value("calotype_model_info", {**COLOURS, **first}) is None
+    assert value("calotype_model_info", {**COLOURS, **second}) == 1
+    again = metrics.model("colours", 1)
+    again.on_ready(**second)
+    new.on_gone(**second)
+    assert value("calotype_model_info", {**COLOURS, **second}) == 1
+    assert value("calotype_queue_pictures", COLOURS) == 0
+
+
+def test_pictures_that_are_refused_are_all_counted(models):
+    """A request of three, by the queue; and one that is refused unread, which is a request without an answer."""
+    metrics, settings = Metrics(), ServerSettings(instances=1)
+    served = load_model(models / "colours" / "1", settings, metrics=metrics)
+    served._batcher._admission.items = settings.max_queue_images
+    with pytest.raises(QueueFullError):
+        served.submit([tiny_bundle.picture("red")] * 3, deadline=None)
+    value = metrics.registry.get_sample_value
+    assert value("calotype_rejected_total", {**COLOURS, "reason": "queue"}) == 3
+    with pytest.raises(QueueFullError):
+        served.check_room()
+    assert value("calotype_rejected_total", {**COLOURS, "reason": "queue"}) == 4
+    assert value("calotype_unanswered_total", COLOURS) == 1
+    served._batcher._admission.items = 0
+    served.close(20)

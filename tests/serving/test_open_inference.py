@@ -12,7 +12,7 @@ import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from inference_door import CROP, LABELS, SETTINGS, best, pixels, request, scene_with
-from running import counted
+from running import Running, counted, plain_channel, until
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
@@ -311,3 +311,25 @@ def test_ready_only_while_serving(models):
         await server.abandon()
 
     asyncio.run(scene())
+
+
+def test_statistics_and_versions_are_those_of_one_model_and_one_version(models):
+    """Two models, one of them with two versions that were asked a different number of times."""
+    tiny_bundle.write(models)
+    tiny_bundle.write(models, name="shades")
+    with Running(models) as server, plain_channel(server.address) as channel:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="both versions")
+        until(lambda: server.states("shades") == {1: "READY"}, what="the other model")
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for version, count in (("1", 1), ("2", 3)):
+            for _ in range(count):
+                stub.ModelInfer(request("red", model_version=version))
+
+        def counts(**fields):
+            stats = stub.ModelStatistics(pb.ModelStatisticsRequest(**fields)).model_stats
+            return sorted((one.name, one.version, one.inference_count) for one in stats)
+
+        assert counts(name="colours", version="2") == [("colours", "2", 3)]
+        assert counts(name="colours") == [("colours", "1", 1), ("colours", "2", 3)]
+        assert counts() == [("colours", "1", 1), ("colours", "2", 3), ("shades", "1", 0)]
+        assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="shades")).versions) == ["1"]
