@@ -6,6 +6,7 @@ come. All requests together may hold `budget_bytes`. Knows no models.
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -73,7 +74,8 @@ class BodyReader:
         """Refuse what is still arriving, and whatever comes from now on: the server is about to end."""
         self._is_closing = True
         for arriving in self._arriving:
-            arriving.reschedule(0.0)  # in the loop's time: long past
+            with suppress(RuntimeError):  # it has just run out by itself
+                arriving.reschedule(0.0)  # in the loop's time: long past
 
     async def read(self, request: Request) -> Body:
         """Return the request's pictures. Raises the errors of this module's imports, nothing else."""

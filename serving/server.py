@@ -49,9 +49,7 @@ _DOORS: Final[dict[str, Door]] = {  # the rpcs that bring pictures, one request 
     f"/{SERVICE_NAME}/Classify": "classifier.v1",
     f"/{INFERENCE_SERVICE_NAME}/ModelInfer": "inference",
 }
-
-
-_STREAM_DOORS: Final[dict[str, Door]] = {
+_STREAM_DOORS: Final[dict[str, Door]] = {  # a request a message
     f"/{SERVICE_NAME}/ClassifyStream": "classifier.v1",
     f"/{INFERENCE_SERVICE_NAME}/ModelStreamInfer": "inference",
 }

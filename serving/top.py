@@ -16,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from serving.channel import OPEN, Access
 from serving.errors import ClientError
@@ -38,8 +40,12 @@ class Reading:
 
     def total(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of that name that have these labels."""
+        return sum(self.samples[key] for key in self.keys(name, **labels))
+
+    def keys(self, name: str, **labels: str) -> list[Key]:
+        """Return which samples those are."""
         wanted = set(labels.items())
-        return sum(value for (found, given), value in self.samples.items() if found == name and wanted <= given)
+        return [key for key in self.samples if key[0] == name and wanted <= key[1]]
 
     def values(self, name: str, label: str) -> list[str]:
         """Return the values that a label has in a metric, sorted."""
@@ -59,9 +65,10 @@ class Span:
         return self.growth(name, **labels) / seconds if seconds > 0 else nan
 
     def growth(self, name: str, **labels: str) -> float:
-        """Return a counter's growth; after a restart of the server, all of it."""
-        before, after = self.before.total(name, **labels), self.after.total(name, **labels)
-        return after - before if after >= before else after
+        """Return a counter's growth; after a restart of the server, all of it. Series may have left meanwhile."""
+        keys = self.after.keys(name, **labels)
+        pairs = ((self.before.samples.get(key, 0.0), self.after.samples[key]) for key in keys)
+        return sum(after - before if after >= before else after for before, after in pairs)
 
     def mean(self, name: str, **labels: str) -> float:
         """Return the mean of a histogram's new observations; NaN of none."""
@@ -85,15 +92,16 @@ def read(address: str, access: Access = OPEN) -> Reading:
     """Read the metrics of the server at an HTTP host:port. Raises ClientError, or SettingsError for a file of TLS."""
     context = access.tls_context()
     url = f"{'http' if context is None else 'https'}://{address}/metrics"
-    request = urllib.request.Request(url, headers=dict(access.metadata()))  # noqa: S310 -- http or https
     try:
+        request = urllib.request.Request(url, headers=dict(access.metadata()))  # noqa: S310 -- http or https
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:  # noqa: S310 -- as above
             text = answer.read(_MAX_BYTES).decode()
         return parse(text, at_s=time.time())
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        told = ascii(str(reason))[1:-1]  # what answers there may be no HTTP, and no text
         raise ClientError(
-            f"{address}: found no metrics ({reason}); name the server's --http-address", status="UNAVAILABLE"
+            f"{address}: found no metrics ({told}); name the server's --http-address", status="UNAVAILABLE"
         ) from error
 
 
@@ -122,7 +130,7 @@ def watch(
             try:
                 after = read(address, access)
             except ClientError as error:
-                live.update(str(error), refresh=True)
+                live.update(Text(str(error)), refresh=True)
                 continue
             live.update(frame(address, Span(before, after)), refresh=True)
             before = after
@@ -132,7 +140,7 @@ def frame(address: str, span: Span) -> RenderableType:
     """Draw one view of a span."""
     now = span.after
     head = (
-        f"[bold]{address}[/bold]  Calotype {', '.join(now.values('calotype_build_info', 'version'))}"
+        f"[bold]{escape(address)}[/bold]  Calotype {', '.join(now.values('calotype_build_info', 'version'))}"
         f"  up {_duration(now.at_s - now.total('process_start_time_seconds'))}"
         f"  CPU {100 * span.rate('process_cpu_seconds_total'):.0f} %"
         f"  memory {now.total('process_resident_memory_bytes') / 2**20:.0f} MB"

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import socket
+import threading
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -139,6 +141,33 @@ def test_top_takes_quantiles_of_the_new_observations_alone():
     assert (span.mean("a"), span.rate("a_count")) == (pytest.approx(1.2), 2)
     restarted = Span(after, before)
     assert restarted.growth("a_count") == 100
+
+
+def test_series_that_leave_are_no_growth():
+    """Those of a version that is long gone do: what is left has not been counted anew."""
+    both = parse('# TYPE a counter\na_total{version="1"} 70\na_total{version="2"} 30\n', at_s=0)
+    one = parse('# TYPE a counter\na_total{version="2"} 32\n', at_s=1)
+    assert Span(both, one).growth("a_total") == 2
+
+
+def test_top_prints_whatever_answers_and_is_asked():
+    """What is no HTTP comes as escapes; an address with brackets is no markup."""
+
+    def answer():
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"\x00\x1b[31m\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        done = command("top", "--once", "--address", f"127.0.0.1:{server.getsockname()[1]}")
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr
+    assert "found no metrics" in done.stderr
+    done = command("top", "--once", "--address", "[/]:80")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
 
 
 def test_top_once_prints_a_running_server(models):
