@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import grpc
 import structlog
 
-from serving.errors import QueueFullError, ServingError
+from serving.errors import QueueFullError, TryLaterError
 from serving.memory import private_bytes, return_memory
 from serving.service import Context, abort
 
@@ -39,7 +39,7 @@ class Arrivals:
         *,
         allowed_bytes: int,
         max_message_bytes: int,
-        on_refusal: Callable[[str, ServingError], None],
+        on_refusal: Callable[[str, TryLaterError], None],
         used_bytes: Callable[[], int] = private_bytes,
     ) -> None:
         """Let messages arrive while this process uses no more than `allowed_bytes`, and one in any case.
