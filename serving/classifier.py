@@ -13,7 +13,7 @@ from bundle.runtime import OnnxModel
 from bundle.scores import Ranked, rank
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, InvalidRequestError, QueueFullError
-from serving.metrics import ModelMetrics
+from serving.model_metrics import ModelMetrics
 from serving.stages import PictureStages
 from serving.steps import Job, Payload, Probabilities, Verdict
 

@@ -20,7 +20,8 @@ from serving.admission import BatcherLimits
 from serving.batcher import Batcher
 from serving.cgroups import memory_limit_bytes, usable_cores
 from serving.classifier import PictureBatcher, ServedModel
-from serving.metrics import Metrics, ModelMetrics
+from serving.metrics import Metrics
+from serving.model_metrics import ModelMetrics
 from serving.occupancy import Occupancy
 from serving.plan import Plan, make_plan
 from serving.plan_search import Planner
@@ -62,7 +63,7 @@ def load_model(
     model, plan = _planned(proved.model, settings, planner)
     lone = _lone(model, plan)
     contract = model.bundle.manifest.contract
-    model_metrics = metrics.model(contract.name, contract.version)
+    model_metrics = ModelMetrics(metrics, contract.name, contract.version)
     batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()

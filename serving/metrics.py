@@ -2,14 +2,14 @@
 
 With several worker processes the library keeps the values in files of a shared folder (PROMETHEUS_MULTIPROC_DIR), and
 every worker exposes the sums. One registry a server, not the library's global one. Knows no network: a door counts its
-requests, a model's batcher is heard through `ModelMetrics`.
+requests, a model's batcher is heard through `model_metrics`.
 """
 
 import os
 import platform
 from collections import deque
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,7 +23,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from bundle import __version__
-from serving.observer import Closing, Observer
+from serving.observer import Observer
 from serving.worker_metrics import CrewCollector
 
 MAX_COUNTED_LABELS: Final = 1000  # a model with more classes is counted without their names: each is a time series
@@ -34,13 +34,11 @@ _DIFFERENCES: Final = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 _MODEL: Final = ("model", "version")
 _KEPT_GONE: Final = 8  # versions of a model: the last figures of one that has just left are still to be read
 
-Stage = Literal["decode", "preprocess"]
-
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside every series, which nobody reads
 
 
 class Metrics:
-    """Every metric, by name; `model` binds those of one version."""
+    """Every metric, by name; `model_metrics` binds those of one version."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
@@ -111,7 +109,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self.owners: dict[tuple[str, str], tuple[ModelMetrics, str]] = {}  # version to who publishes it, and its digest
+        self.owners: dict[tuple[str, str], tuple[Observer, str]] = {}  # version to who publishes it, and its digest
         self._gone: dict[str, deque[str]] = {}  # versions by model, the newest last
         self.load_failures = Counter(
             "calotype_model_load_failures", "Versions that were refused.", ("model",), registry=registry
@@ -155,111 +153,5 @@ class Metrics:
                     with suppress(ValueError):  # it has no such labels
                         metric.remove_by_labels({"model": name, "version": oldest})
 
-    def model(self, name: str, version: int) -> "ModelMetrics":
-        """Return the metrics of one version."""
-        return ModelMetrics(self, name, version)
-
     def _seconds(self, stage: str, text: str) -> Histogram:
         return Histogram(f"calotype_{stage}_seconds", text, _MODEL, buckets=_SECONDS, registry=self.registry)
-
-
-class ModelMetrics(Observer):
-    """The metrics of one version of one model; an observer of its batcher."""
-
-    def __init__(self, metrics: Metrics, name: str, version: int) -> None:
-        self._labels = labels = (name, str(version))
-        self._metrics = metrics
-        self._queue = metrics.queue_seconds.labels(*labels)
-        self._inference = metrics.inference_seconds.labels(*labels)
-        self._stages = {
-            "decode": metrics.decode_seconds.labels(*labels),
-            "preprocess": metrics.preprocess_seconds.labels(*labels),
-        }
-        self._confidence = metrics.confidence.labels(*labels)
-        self._unknown = metrics.unknown.labels(*labels)
-        self._sizes: dict[Closing, Histogram] = {
-            "full": metrics.batch_size.labels(*labels, "full"),
-            "shared": metrics.batch_size.labels(*labels, "shared"),
-            "drained": metrics.batch_size.labels(*labels, "drained"),
-        }
-        self._answered_pictures = metrics.pictures.labels(*labels, "OK")
-        self._answered_requests = metrics.answered.labels(*labels)
-        self._unanswered_requests = metrics.unanswered.labels(*labels)
-        self._request_seconds = {
-            stage: metrics.answered_seconds.labels(*labels, stage) for stage in ("total", "input", "inference")
-        }
-        self._queue_pictures = metrics.queue_pictures.labels(*labels)
-        metrics.load_failures.labels(name)  # 0 from now on, so that the first one is a rise
-        self._serves = False
-
-    def on_wait(self, seconds: float) -> None:
-        """See Observer."""
-        self._queue.observe(seconds)
-
-    def on_batch(self, size: int, *, closing: Closing, seconds: float) -> None:
-        """See Observer."""
-        self._inference.observe(seconds)
-        self._sizes[closing].observe(size)
-
-    def on_queue(self, items: int) -> None:
-        """See Observer."""
-        if self._serves:
-            self._queue_pictures.set(items)
-
-    def on_drop(self, reason: Literal["deadline", "cancelled"]) -> None:
-        """See Observer."""
-        self.on_reject(reason, count=1)
-
-    def on_stage(self, stage: Stage, *, seconds: float) -> None:
-        """Count one picture's decoding or preprocessing."""
-        self._stages[stage].observe(seconds)
-
-    def on_reject(self, reason: str, *, count: int) -> None:
-        """Count pictures that were refused at the door."""
-        self._metrics.rejected.labels(*self._labels, reason).inc(count)
-
-    def on_answer(self, label: str | None, *, score: float, unknown: bool) -> None:
-        """Count an answered picture by its best label; None where the model has too many of them."""
-        self._answered_pictures.inc()
-        self._confidence.observe(score)
-        self._unknown.inc(unknown)
-        if label is not None:
-            self._metrics.predictions.labels(*self._labels, label).inc()
-
-    def on_request(self, *, total_s: float, input_s: float, inference_s: float) -> None:
-        """Count a request of which every picture got a verdict; the stages' seconds are the pictures' mean."""
-        self._answered_requests.inc()
-        for stage, seconds in (("total", total_s), ("input", input_s), ("inference", inference_s)):
-            self._request_seconds[stage].inc(seconds)
-
-    def on_unanswered(self) -> None:
-        """Count a request that ended without a verdict on every picture."""
-        self._unanswered_requests.inc()
-
-    def on_image_error(self, code: str) -> None:
-        """Count a picture that could not be read."""
-        self._metrics.pictures.labels(*self._labels, code).inc()
-
-    def on_ready(self, *, digest: str, provider: str, variant: str) -> None:
-        """Publish that this version serves, and from now on how many pictures wait for it."""
-        self._metrics.owners[self._labels] = (self, digest)
-        self._metrics.model_info.labels(*self._labels, digest, provider, variant).set(1)
-        self._serves = True
-        self.on_queue(0)
-
-    def on_gone(self, *, digest: str, provider: str, variant: str) -> None:
-        """Withdraw what `on_ready` published, unless the same version has been loaded anew meanwhile."""
-        self._serves = False
-        owner, serving = self._metrics.owners.get(self._labels, (self, digest))
-        if owner is self or serving != digest:
-            self._withdraw(self._metrics.model_info, *self._labels, digest, provider, variant)
-        if owner is self:
-            self._withdraw(self._metrics.queue_pictures, *self._labels)
-            self._metrics.owners.pop(self._labels, None)
-            self._metrics.forget_oldest(*self._labels)
-
-    @staticmethod
-    def _withdraw(gauge: Gauge, *labels: str) -> None:
-        gauge.labels(*labels).set(0)  # in the file of a worker a series stays: 0 is all that can be said
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            gauge.remove(*labels)

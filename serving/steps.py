@@ -14,7 +14,8 @@ from bundle.errors import ImageError
 from bundle.preprocess import DecodeLimits, decode_pixels, to_input
 from bundle.runtime import OnnxModel, joined
 from bundle.scores import is_unknown, probabilities
-from serving.metrics import MAX_COUNTED_LABELS, ModelMetrics
+from serving.metrics import MAX_COUNTED_LABELS
+from serving.model_metrics import ModelMetrics
 from serving.stages import PictureStages
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
