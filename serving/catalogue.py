@@ -20,7 +20,7 @@ from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.memory import return_memory
 from serving.reasons import public_reason
-from serving.shelves import Entry, Shelf, fingerprint
+from serving.shelves import Entry, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed
 from serving.versions import VersionPolicy
 
@@ -46,8 +46,7 @@ class Catalogue:
         self._unnamed = Unnamed(default=default_model, usual=usual_model)
         self._policy = policy or VersionPolicy()
         self._on_refused = on_refused  # hears the model's name for every version that fails
-        self._shelves: dict[str, Shelf] = {}  # replaced, never changed
-        self._changing = threading.Lock()
+        self._shelves = Shelves()
         self._refreshing = threading.Lock()
         self._leaving: list[ServedModel] = []
         self._pins: dict[str, int] = {}
@@ -74,7 +73,7 @@ class Catalogue:
         asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
         if asked_for or len(reasons) == len(names):  # else the others serve, as when one fails later
             raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
-        self._unnamed.begin_with(self._shelves)
+        self._unnamed.begin_with(self._shelves.names())
         self._is_loaded = True
 
     def refresh(self) -> None:
@@ -96,7 +95,7 @@ class Catalogue:
             self._read_pins()
             for name in sorted(set(self._pins) - set(names)):
                 self._complaints.tell(f"pinned model {name!r} is not here")
-            for name in sorted({*names, *self._shelves}):
+            for name in sorted({*names, *self._shelves.names()}):
                 try:
                     there = versions(self._models, name)
                 except BundleError as error:  # its folder alone
@@ -126,34 +125,34 @@ class Catalogue:
         """Return the entry that a request names, whatever its state. Raises UnknownModelError, NotReadyError."""
         if not self._is_loaded:
             raise NotReadyError("models are loading; try again in a few seconds")
-        name = model or self._unnamed.choose(self._shelves)
-        shelf = self._shelf(name)
+        name = model or self._unnamed.choose(self._shelves.names())
+        shelf = self._shelves[name]
         if not shelf.entries:
             raise UnknownModelError(f"no model {name[:64]!r}; `ListModels` names what is served")
         return shelf.named(version)
 
     def only(self) -> ServedModel | None:
         """Return what answers where a single model is served, else nothing."""
-        answering = [entry for shelf in self._shelves.values() if (entry := shelf.get(shelf.answering))]
+        answering = self._shelves.answering()
         return answering[0].served if len(answering) == 1 else None
 
     def answers(self, entry: Entry) -> bool:
         """Say whether this version answers requests that name none."""
-        return entry.state == "READY" and entry.version == self._shelf(entry.name).answering
+        return entry.state == "READY" and entry.version == self._shelves[entry.name].answering
 
     def candidate(self, name: str, version: int) -> ServedModel | None:
         """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
-        return self._shelf(name).candidate(version)
+        return self._shelves[name].candidate(version)
 
     def entries(self) -> list[Entry]:
         """Return every known version, by name and version ascending."""
-        return [entry for _, shelf in sorted(self._shelves.items()) for entry in shelf.entries]
+        return self._shelves.entries()
 
     def start_draining(self) -> None:
         """Mark every served model as DRAINING: `find` refuses it from now on, and `refresh` loads no more."""
         self._is_closing = True
-        for name in list(self._shelves):
-            self._change(name, Shelf.draining)
+        for name in self._shelves.names():
+            self._shelves.change(name, Shelf.draining)
 
     def close(self, timeout_s: float) -> bool:
         """Finish what is queued for at most timeout_s seconds; say whether all was done."""
@@ -179,14 +178,14 @@ class Catalogue:
             found = ", ".join(map(str, there))
             raise StartupError(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
         wanted = reversed(there) if pin is None else [pin]
-        reasons = [self._bring_up(name, version) for version in wanted if not self._shelf(name).ready()]
+        reasons = [self._bring_up(name, version) for version in wanted if not self._shelves[name].ready()]
         self._choose(name)
-        return "" if self._shelf(name).ready() else reasons[0]
+        return "" if self._shelves[name].ready() else reasons[0]
 
     def _refresh_model(self, name: str, there: list[int]) -> None:
         pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
-        known = {entry.version for entry in self._shelf(name).entries}
-        if set(self._shelf(name).ready()) & set(there):
+        known = {entry.version for entry in self._shelves[name].entries}
+        if set(self._shelves[name].ready()) & set(there):
             self._remove(name, known - set(there))  # at once: a rollback does not wait for others to be loaded
         stays: set[int] = set()
         ready_count = 0
@@ -195,24 +194,24 @@ class Catalogue:
                 self._bring_up(name, version)
                 self._choose(name)  # at once: older ones, which are only kept, may take their time
                 stays.add(version)
-                ready_count += version in self._shelf(name).ready()
-        answering = {self._shelf(name).answering} & set(there)
-        self._remove(name, {entry.version for entry in self._shelf(name).entries} - stays - answering)
-        if pin is not None and self._shelf(name).answering != pin:
+                ready_count += version in self._shelves[name].ready()
+        answering = {self._shelves[name].answering} & set(there)
+        self._remove(name, {entry.version for entry in self._shelves[name].entries} - stays - answering)
+        if pin is not None and self._shelves[name].answering != pin:
             self._complaints.tell(
-                f"{name}: pinned to version {pin}, which cannot serve; {self._shelf(name).answering} does"
+                f"{name}: pinned to version {pin}, which cannot serve; {self._shelves[name].answering} does"
             )
 
     def _bring_up(self, name: str, version: int) -> str:
         """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
-        folder, known = self._models / name / str(version), self._shelf(name).get(version)
+        folder, known = self._models / name / str(version), self._shelves[name].get(version)
         seen = fingerprint(folder)
         if self._is_closing or (known is not None and known.fingerprint == seen):
             return known.reason if known else "shutting down"
         serving = known if known is not None and known.state == "READY" else None
         entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
         if serving is None:
-            self._put(entry)
+            self._shelves.put(entry)
         try:
             served = self._load(folder)
         except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the other versions go on
@@ -220,16 +219,16 @@ class Catalogue:
             log.error("version refused", model=name, version=version, reason=reason)
             self._on_refused(name)
             refused = replace(entry, state="FAILED") if serving is None else serving
-            self._put(replace(refused, reason=public_reason(reason, models=self._models), fingerprint=seen))
+            self._shelves.put(replace(refused, reason=public_reason(reason, models=self._models), fingerprint=seen))
             return reason
-        self._put(replace(entry, state="READY", served=served))
+        self._shelves.put(replace(entry, state="READY", served=served))
         if serving is not None and serving.served is not None:
             self._leaving.append(serving.served)
         return ""
 
     def _remove(self, name: str, gone: set[int]) -> None:
-        leaving = [entry for entry in self._shelf(name).entries if entry.version in gone]
-        self._change(name, lambda shelf: shelf.without(gone))
+        leaving = [entry for entry in self._shelves[name].entries if entry.version in gone]
+        self._shelves.change(name, lambda shelf: shelf.without(gone))
         self._choose(name)
         for entry in leaving:
             log.info("version leaves", model=name, version=entry.version, state=entry.state)
@@ -237,22 +236,10 @@ class Catalogue:
                 self._leaving.append(entry.served)
 
     def _choose(self, name: str) -> None:
-        before = self._shelf(name).answering
-        self._change(name, lambda shelf: shelf.with_choice(self._pins.get(name)))
-        if self._shelf(name).answering != before:
-            log.info("answering version", model=name, version=self._shelf(name).answering, before=before)
-
-    def _put(self, entry: Entry) -> None:
-        self._change(entry.name, lambda shelf: shelf.with_entry(entry))
-
-    def _change(self, name: str, change: Callable[[Shelf], Shelf]) -> None:
-        """Replace a shelf, or drop it when nothing is on it: one assignment, which readers see whole."""
-        with self._changing:
-            shelves = {**self._shelves, name: change(self._shelf(name))}
-            self._shelves = {key: shelf for key, shelf in shelves.items() if shelf.entries}
-
-    def _shelf(self, name: str) -> Shelf:
-        return self._shelves.get(name, Shelf())
+        before = self._shelves[name].answering
+        self._shelves.change(name, lambda shelf: shelf.with_choice(self._pins.get(name)))
+        if self._shelves[name].answering != before:
+            log.info("answering version", model=name, version=self._shelves[name].answering, before=before)
 
     def _read_pins(self) -> None:
         try:

@@ -1,9 +1,11 @@
-"""What is known of one model: its versions with their states, and the one that answers. Values that never change.
+"""What is known of each model: its versions with their states, and the one that answers. Values that never change.
 
-A catalogue replaces a whole shelf at once, so that whoever reads one sees a swap either before or after, never between.
+A whole shelf is replaced at once, so that whoever reads one sees a swap either before or after, never between.
 """
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -88,6 +90,40 @@ class Shelf:
         if pin is not None and self.answering in ready:
             return self
         return replace(self, answering=ready[-1] if ready else None)
+
+
+class Shelves:
+    """Those of all models, by name. Read from any thread at any time; a shelf without versions is not kept."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Shelf] = {}  # replaced, never changed
+        self._changing = threading.Lock()
+
+    def __getitem__(self, name: str) -> Shelf:
+        """Return a model's shelf; an empty one where it is not known."""
+        return self._by_name.get(name, Shelf())
+
+    def names(self) -> list[str]:
+        """Return the models that have a version, sorted."""
+        return sorted(self._by_name)
+
+    def entries(self) -> list[Entry]:
+        """Return every known version, by name and version ascending."""
+        return [entry for _, shelf in sorted(self._by_name.items()) for entry in shelf.entries]
+
+    def answering(self) -> list[Entry]:
+        """Return the version of each model that answers, where one does."""
+        return [entry for shelf in self._by_name.values() if (entry := shelf.get(shelf.answering))]
+
+    def put(self, entry: Entry) -> None:
+        """Put a version in its place."""
+        self.change(entry.name, lambda shelf: shelf.with_entry(entry))
+
+    def change(self, name: str, change: Callable[[Shelf], Shelf]) -> None:
+        """Replace a shelf: one assignment, which readers see whole."""
+        with self._changing:
+            by_name = {**self._by_name, name: change(self[name])}
+            self._by_name = {key: shelf for key, shelf in by_name.items() if shelf.entries}
 
 
 def fingerprint(folder: Path) -> Fingerprint:
