@@ -1,4 +1,4 @@
-"""Is a gRPC address to be had? Asked before the library, which takes half of one, or another server's, in silence."""
+"""Is an address to be had? Asked before gRPC, which takes half of one, or another server's, in silence."""
 
 import errno
 import socket
@@ -8,6 +8,7 @@ from typing import Final
 from serving.errors import StartupError
 
 _MOST_PORT: Final = 65_535
+_NEXT_STEP: Final = "choose another --address or --http-address"
 
 
 def check_free(address: str, *, is_shared: bool) -> None:
@@ -17,11 +18,11 @@ def check_free(address: str, *, is_shared: bool) -> None:
     """
     if address.startswith("unix"):
         if _is_answered(address):  # the library would take its file away
-            raise StartupError(f"{address}: another server listens there; choose another --address")
+            raise StartupError(f"{address}: another server listens there; {_NEXT_STEP}")
         return
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) <= _MOST_PORT):  # it would take what 16 bits leave of it
-        raise StartupError(f"{address}: cannot listen there, a port is 0..{_MOST_PORT}; choose another --address")
+        raise StartupError(f"{address}: cannot listen there, a port is 0..{_MOST_PORT}; {_NEXT_STEP}")
     if int(port) and not is_shared:
         _check_every(host.strip("[]"), int(port), address=address)
 
@@ -50,5 +51,5 @@ def _check_every(host: str, port: int, *, address: str) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise StartupError(
-                    f"{address}: {place[0]} is taken by another server; choose another --address"
+                    f"{address}: cannot listen there, {place[0]} is taken by another server; {_NEXT_STEP}"
                 ) from error

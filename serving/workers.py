@@ -28,6 +28,7 @@ from bundle.errors import BundleError
 from bundle.repository import model_names
 from serving.errors import StartupError
 from serving.http_server import http_address
+from serving.listening import check_free
 from serving.logs import configure_logs
 from serving.settings import ServerSettings
 
@@ -84,16 +85,14 @@ def _held_port(address: str) -> Iterator[str]:
     host, _, port = address.rpartition(":")
     if host.startswith("unix") or not port.isdigit():
         raise StartupError(f"{address}: several workers want a host:port to share; choose another, or --workers 1")
+    check_free(address, is_shared=False)  # with each other alone
     with ExitStack() as stack:
         try:
             family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
-            with socket.socket(family, socket.SOCK_STREAM) as other:  # shares with nobody: fails where a server listens
-                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                other.bind((host.strip("[]"), int(port)))
             held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((host.strip("[]"), int(port)))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise StartupError(f"{address}: cannot listen there; choose another address") from error
         yield f"{host}:{held.getsockname()[1]}"
 
