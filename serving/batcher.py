@@ -188,10 +188,11 @@ class Batcher(Generic[Payload, Row, Answer]):
         for item in share.live:
             self._observer.on_wait(share.taken - item.ticket.admitted - item.prepared_s)
         with self._occupancy, core:  # not while it is answered: the next item may come at once
-            tickets, rows, late_count = self._rows(share.live)
+            tickets, rows = self._rows(share.live)
             if not tickets:
-                if late_count and not self._limits.prepare_threads:  # or hopeless work would be let in for ever
-                    self._note_pace((self._clock() - share.taken) / len(share.live))
+                now = self._clock()
+                if not self._limits.prepare_threads and any(item.ticket.is_late(now) for item in share.live):
+                    self._note_pace((now - share.taken) / len(share.live))  # or hopeless work would come for ever
                 return
             run_started = self._clock()
             is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
@@ -213,9 +214,9 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:  # a queue moves at the pace of batches side by side
             self._admission.note_pace(seconds, is_guess=is_guess)
 
-    def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row], int]:
-        """Make the rows of a batch; items that fail, or are too late by then, are answered here; count the latter."""
-        tickets, rows, late_count = [], [], 0
+    def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
+        """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
+        tickets, rows = [], []
         for item in batch:
             row = attempt(item.make_row)
             if isinstance(row, Exception):
@@ -224,11 +225,10 @@ class Batcher(Generic[Payload, Row, Answer]):
             if item.ticket.is_late(self._clock()):
                 self._observer.on_drop("deadline")
                 item.ticket.future.set_exception(past_deadline())
-                late_count += 1
                 continue
             tickets.append(item.ticket)
             rows.append(row)
-        return tickets, rows, late_count
+        return tickets, rows
 
     def _next_share(self) -> Share[Row, Answer] | None:
         """Wait for work and take a share of it, or return None at the end."""

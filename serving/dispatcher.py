@@ -145,7 +145,7 @@ class Dispatcher:
         """Count as refused a request that its door cannot read."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever it was, it is counted; the door answers it
             self.count_refusal(error, door=door)
             raise
 
