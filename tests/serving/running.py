@@ -77,6 +77,18 @@ class Running:
         await self._server.say_serving()
 
 
+def held_by(may_run, server, *, on_run=lambda: None):
+    """A loader of models for a Running server, whose engine waits for an event."""
+
+    def load(folder):
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        run = served._batcher._run
+        served._batcher._run_lone = served._batcher._run = lambda rows: (on_run(), may_run.wait(LIMIT_S), run(rows))[2]
+        return served
+
+    return load
+
+
 def classify(channel, label="red", **fields):
     """One call of a plain stub; the version that answered."""
     stub = classifier_pb2_grpc.ClassifierStub(channel)

@@ -5,12 +5,11 @@ import threading
 import grpc
 import pytest
 import tiny_bundle
-from running import Running, classify, counted, plain_channel, until
+from running import Running, classify, counted, held_by, plain_channel, until
 
 from bundle.runtime import OnnxModel
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.loading import load_model
 
 CLASSIFY, STREAM = "/classifier.v1.Classifier/Classify", "/classifier.v1.Classifier/ClassifyStream"
 NO_MESSAGE, NO_GZIP = b"\xff\xff", b"\x1f\xff"
@@ -32,13 +31,7 @@ def test_a_call_that_the_library_ends_at_its_deadline_was_late_and_not_cancelled
     """The engine is busy with it when its time is over."""
     may_run = threading.Event()
 
-    def held(folder):
-        served = load_model(folder, server.settings, metrics=server.metrics)
-        run = served._batcher._run
-        served._batcher._run_lone = served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
-        return served
-
-    server = Running(models, load=held)
+    server = Running(models, load=lambda folder: held_by(may_run, server)(folder))
     with server, plain_channel(server.address) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             classifier_pb2_grpc.ClassifierStub(channel).Classify(RED, timeout=0.3)

@@ -12,12 +12,11 @@ import pytest
 import tiny_bundle
 from deaf_watcher import deaf_watcher
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from running import Running, classify, plain_channel, until
+from running import Running, classify, held_by, plain_channel, until
 from test_process import ENVIRONMENT
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.loading import load_model
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -39,13 +38,7 @@ def test_what_outlasts_the_drain_is_ended(models):
     """A call whose engine does not answer holds up neither its caller nor the exit."""
     may_run, runs = threading.Event(), threading.Event()
 
-    def held(folder):
-        served = load_model(folder, server.settings, metrics=server.metrics)
-        run = served._batcher._run
-        served._batcher._run_lone = served._batcher._run = lambda rows: (runs.set(), may_run.wait(60), run(rows))[2]
-        return served
-
-    server = Running(models, load=held, drain_s=0.2)
+    server = Running(models, load=lambda folder: held_by(may_run, server, on_run=runs.set)(folder), drain_s=0.2)
     with server, plain_channel(server.address) as channel:
         call = classifier_pb2_grpc.ClassifierStub(channel).Classify.future(
             pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
@@ -75,18 +68,6 @@ def test_a_watcher_who_reads_nothing_holds_up_nobody(models):
             until(lambda: server.answering() == 3, what="the swap")
             assert next(seen).status == health_pb2.HealthCheckResponse.SERVING
         assert server.call(server._server.shutdown())
-
-
-def held_by(may_run, server):
-    """A loader of models whose engine waits."""
-
-    def load(folder):
-        served = load_model(folder, server.settings, metrics=server.metrics)
-        run = served._batcher._run
-        served._batcher._run_lone = served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
-        return served
-
-    return load
 
 
 def test_a_call_under_way_is_answered_however_long_it_takes_within_the_drain(models):
