@@ -28,6 +28,11 @@ def memory_limit_bytes() -> int | None:
     return memory_limit(_ROOT, membership=_read(_OWN))
 
 
+def usable_memory_bytes() -> int:
+    """Return the memory limit, or what the machine has where there is none."""
+    return memory_limit_bytes() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def cpu_quota(root: Path, *, membership: str = "") -> float | None:
     """Return the CPU quota in cores; None where there is none. `membership` is the text of /proc/self/cgroup."""
     return _tightest(root, membership, "cpu", read_v1=_quota_v1, read_v2=_quota_v2)

@@ -3,7 +3,6 @@
 Called by the catalogue, off the event loop. What happens to the model afterwards is the catalogue's business.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, has_cuda, open_model
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
-from serving.cgroups import memory_limit_bytes, usable_cores
+from serving.cgroups import usable_cores, usable_memory_bytes
 from serving.classifier import PictureBatcher, ServedModel
 from serving.metrics import Metrics
 from serving.model_metrics import ModelMetrics
@@ -123,9 +122,8 @@ def _reopened(model: OnnxModel, intra_op_threads: int, *, spins: bool = False) -
 
 
 def _has_room_twice(model: OnnxModel) -> bool:
-    """Say whether a second session is little beside the memory limit: some 2.2 times the file (Lite0), at most 7 %."""
-    limit = memory_limit_bytes() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return (model.bundle.folder / model.variant.file).stat().st_size <= limit // 32
+    """Say whether a second session is little beside the memory: some 2.2 times the file (Lite0), at most 7 %."""
+    return (model.bundle.folder / model.variant.file).stat().st_size <= usable_memory_bytes() // 32
 
 
 def _load_bundle(folder: Path, settings: ServerSettings) -> Bundle:

@@ -4,7 +4,6 @@
 CALOTYPE_MAX_BATCH.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -13,7 +12,7 @@ import typer
 
 from bundle.preprocess import DEFAULT_LIMITS
 from bundle.runtime import CUDA_MEMORY_MB, Choice, Provider
-from serving.cgroups import memory_limit_bytes
+from serving.cgroups import usable_memory_bytes
 from serving.errors import SettingsError
 from serving.versions import VersionPolicy, parse_pins, parse_shadows
 
@@ -83,9 +82,7 @@ class ServerSettings:
     @property
     def queue_bytes(self) -> int:
         """How many encoded bytes may wait: at most a quarter of a worker's memory, but one message at least."""
-        limit = memory_limit_bytes()
-        allowed = self.max_queue_bytes if limit is None else min(self.max_queue_bytes, limit // (4 * self.workers))
-        return max(allowed, self.max_message_bytes)
+        return max(min(self.max_queue_bytes, self._own_bytes // 4), self.max_message_bytes)
 
     @property
     def decoding_bytes(self) -> int:
@@ -99,9 +96,8 @@ class ServerSettings:
 
     @property
     def _own_bytes(self) -> int:
-        """A worker's part of the memory limit, or of the machine where there is none."""
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return (memory_limit_bytes() or machine) // self.workers
+        """A worker's part of the memory."""
+        return usable_memory_bytes() // self.workers
 
     @property
     def renewal_s(self) -> float:

@@ -58,11 +58,11 @@ def test_each_of_several_processes_plans_for_its_part_of_a_quota(tmp_path, monke
 
 def test_what_may_queue_is_a_part_of_a_workers_memory(monkeypatch):
     """A quarter, but one message at least; what is asked for where there is more."""
-    monkeypatch.setattr("serving.settings.memory_limit_bytes", lambda: 400 * 2**20)
+    monkeypatch.setattr("serving.cgroups.memory_limit_bytes", lambda: 400 * 2**20)
     assert ServerSettings().queue_bytes == 100 * 2**20
     assert ServerSettings(workers=2).queue_bytes == ServerSettings().max_message_bytes == 64 * 2**20
     assert ServerSettings(workers=2, max_message_bytes=2**20).queue_bytes == 50 * 2**20
-    monkeypatch.setattr("serving.settings.memory_limit_bytes", lambda: None)
+    monkeypatch.setattr("serving.cgroups.memory_limit_bytes", lambda: None)
     assert ServerSettings().queue_bytes == 256 * 2**20
 
 

@@ -88,7 +88,7 @@ def test_limits_of_a_picture(models):
 
 def test_a_picture_must_fit_into_the_memory_of_its_decoder(models, monkeypatch):
     """Two decode at once where 256 MB are all: 9 Mpx of a PNG would take 72, of a JPEG nearly nothing."""
-    monkeypatch.setattr("serving.settings.memory_limit_bytes", lambda: 256_000_000)
+    monkeypatch.setattr("serving.cgroups.memory_limit_bytes", lambda: 256_000_000)
     large = [tiny_bundle.picture("red", size=(3000, 3000), file_format=name) for name in ("PNG", "JPEG")]
     with Running(models, instances=2) as server, plain_channel(server.address) as channel:
         answer = classifier_pb2_grpc.ClassifierStub(channel).Classify(pb.ClassifyRequest(images=large))

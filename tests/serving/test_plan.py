@@ -183,7 +183,7 @@ def test_a_lone_picture_gets_every_core(models, monkeypatch, settings, limit, lo
         return model
 
     monkeypatch.setattr("serving.loading.usable_cores", lambda **_: 2)
-    monkeypatch.setattr("serving.loading.memory_limit_bytes", lambda: limit)
+    monkeypatch.setattr("serving.loading.usable_memory_bytes", lambda: limit or 2**40)
     monkeypatch.setattr("serving.loading.open_model", open_noting)
     with structlog.testing.capture_logs() as lines:
         served = load_model(models / "colours" / "1", ServerSettings(**settings), metrics=Metrics())
