@@ -88,6 +88,21 @@ def test_a_network_too_slow_to_be_measured_keeps_the_rule():
     assert chosen(lambda _threads, size: 4.0 if size == 1 else 10.0, clock=lambda: next(seconds, 1.0)) == RULE
 
 
+@pytest.mark.parametrize(("turn_s", "turns"), [(0.05, 10), (0.3, 2), (0.5, 2), (0.55, 1), (1.5, 1)])
+def test_nothing_is_measured_that_would_end_after_a_second(turn_s, turns):
+    """Under a small quota a turn takes long: as long as the one before, as far as anybody knows."""
+    now, measured = 0.0, []
+
+    def measure(_run, plan):
+        nonlocal now
+        now += turn_s
+        measured.append(plan)
+        return 1.0
+
+    search_plan(RULE, lambda *_: None, cores=2, measure=measure, clock=lambda: now)
+    assert len(measured) == turns
+
+
 def test_one_wide_instance_is_chosen_where_it_pays():
     """A run on two threads takes an eighth of one on one."""
     plan = chosen(lambda threads, size: size * (16.0 if threads == 1 else 2.0))
