@@ -63,6 +63,7 @@ def load_model(
     lone = _lone(model, plan)
     contract = model.bundle.manifest.contract
     model_metrics = ModelMetrics(metrics, contract.name, contract.version)
+    occupancy = occupancy or Occupancy(decoders=settings.decoders)
     batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
@@ -155,7 +156,7 @@ def _batcher(
     *,
     plan: Plan,
     metrics: ModelMetrics,
-    occupancy: Occupancy | None,
+    occupancy: Occupancy,
 ) -> PictureBatcher:
     """Warm the usual sizes of a run; return the batcher, not yet started."""
     sizes = run_sizes(plan.max_run)
@@ -176,8 +177,9 @@ def _batcher(
     decode_limits = DecodeLimits(
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_pixels,
-        max_decoding_bytes=settings.decoding_bytes // (plan.decode_threads or plan.instances),
+        max_decoding_bytes=settings.decoding_bytes,
     )
-    steps = PictureSteps(model, decode_limits, metrics=metrics, max_run=plan.max_run)
-    run_lone = PictureSteps(lone, decode_limits, metrics=metrics, max_run=1).run if lone else None
+    make_steps = partial(PictureSteps, limits=decode_limits, decoding=occupancy.decoding, metrics=metrics)
+    steps = make_steps(model, max_run=plan.max_run)
+    run_lone = make_steps(lone, max_run=1).run if lone else None
     return Batcher(steps.prepare, steps.run, limits=limits, observer=metrics, run_lone=run_lone, occupancy=occupancy)

@@ -1,4 +1,4 @@
-"""Whether a batch has the cores to itself: what is under way in this process, of all its models."""
+"""What is under way in this process, of all its models: whether a batch has the cores to itself, who may decode."""
 
 import threading
 from typing import Final
@@ -7,9 +7,13 @@ _QUIET: Final = 2  # batches in a row that met no other
 
 
 class Occupancy:
-    """One for all batchers of a process. Entered around each batch, from its thread."""
+    """One for all models of a process. Entered around each batch, from its thread.
 
-    def __init__(self) -> None:
+    `decoding` is held while a picture is decoded: so many at once have memory for it.
+    """
+
+    def __init__(self, *, decoders: int = 1) -> None:
+        self.decoding = threading.Semaphore(decoders)
         self._lock = threading.Lock()
         self._batches = 0
         self._cores: set[int] = set()  # that batches have for themselves

@@ -46,7 +46,7 @@ def run(
 async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str) -> None:
     started = time.monotonic()
     stop = _stop_on_signal()
-    metrics, planner, occupancy = Metrics(), Planner(), Occupancy()
+    metrics, planner, occupancy = Metrics(), Planner(), Occupancy(decoders=settings.decoders)
     catalogue = Catalogue(
         models,
         lambda folder: load_model(folder, settings, metrics=metrics, planner=planner, occupancy=occupancy),

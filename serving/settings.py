@@ -12,7 +12,7 @@ import typer
 
 from bundle.preprocess import DEFAULT_LIMITS
 from bundle.runtime import CUDA_MEMORY_MB, Choice, Provider
-from serving.cgroups import usable_memory_bytes
+from serving.cgroups import usable_cores, usable_memory_bytes
 from serving.errors import SettingsError
 from serving.versions import VersionPolicy, parse_pins, parse_shadows
 
@@ -85,9 +85,15 @@ class ServerSettings:
         return max(min(self.max_queue_bytes, self._own_bytes // 4), self.max_message_bytes)
 
     @property
+    def decoders(self) -> int:
+        """How many pictures a worker decodes at once, whatever the number of its models: one a core at most."""
+        cores = usable_cores(processes=self.workers)
+        return min(self.decode_threads or self.instances or cores, cores)
+
+    @property
     def decoding_bytes(self) -> int:
-        """How much the pictures that a worker decodes at once may take: half of its memory."""
-        return self._own_bytes // 2
+        """How much memory one of them may take: all of them together half of a worker's."""
+        return self._own_bytes // 2 // self.decoders
 
     @property
     def memory_bytes(self) -> int:

@@ -5,6 +5,7 @@ Counts and times both for the metrics, and for the trace of a picture that has o
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -41,22 +42,39 @@ class Job(NamedTuple):
 
 
 class PictureSteps:
-    """The two steps of one model. Called from several threads at once. A batch of over `max_run` takes several runs."""
+    """The two steps of one model. Called from several threads at once. A batch of over `max_run` takes several runs.
 
-    def __init__(self, model: OnnxModel, limits: DecodeLimits, *, metrics: ModelMetrics, max_run: int) -> None:
+    `decoding` is held from the bytes of a picture to model input.
+    """
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        *,
+        limits: DecodeLimits,
+        decoding: AbstractContextManager[object],
+        metrics: ModelMetrics,
+        max_run: int,
+    ) -> None:
         self._model = model
         self._max_run = max_run
         self._contract = model.bundle.manifest.contract
         self._limits = limits
+        self._decoding = decoding
         self._metrics = metrics
         self._counts_labels = len(self._contract.labels) <= MAX_COUNTED_LABELS
 
     def prepare(self, job: Job) -> Job:
         """Decode and preprocess, as `bundle.preprocess.load_input` does, with a watch on both."""
-        image, stages = job.image, job.stages
-        start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
-        if not isinstance(image, bytes):
+        if not isinstance(job.image, bytes):
+            if job.stages:
+                job.stages.end("queue", start_ns=job.stages.admitted_ns)
             return job
+        with self._decoding:
+            return self._decode(job.image, job.stages)
+
+    def _decode(self, image: bytes, stages: PictureStages | None) -> Job:
+        start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
         spec, started = self._contract.preprocess, time.perf_counter()
         try:
             picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)

@@ -1,6 +1,8 @@
 """Every limit crossed by one, over a real socket; and what refusals tell, which must be nothing of the inside."""
 
 import asyncio
+import queue
+import threading
 from contextlib import asynccontextmanager
 
 import grpc
@@ -8,11 +10,13 @@ import pytest
 import tiny_bundle
 from running import Running, plain_channel
 
+from bundle.preprocess import decode_pixels
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
 from serving.loading import load_model
 from serving.metrics import Metrics
+from serving.occupancy import Occupancy
 from serving.server import Server
 from serving.settings import ServerSettings
 
@@ -96,6 +100,31 @@ def test_a_picture_must_fit_into_the_memory_of_its_decoder(models, monkeypatch):
     assert png.error.code == pb.ImageError.TOO_MANY_PIXELS
     assert "72 MB while this PNG is decoded, wanted at most 64 MB" in png.error.message
     assert jpeg.predictions[0].label == "red"
+
+
+def test_models_take_turns_to_decode(models, monkeypatch):
+    """Where two have the memory of one picture: the other's waits until the first is model input."""
+    tiny_bundle.write(models, name="shades")
+    begun, go_on = queue.SimpleQueue(), threading.Semaphore(0)
+
+    def decode(*arguments, **options):
+        begun.put(None)
+        assert go_on.acquire(timeout=LATE_S)
+        return decode_pixels(*arguments, **options)
+
+    monkeypatch.setattr("serving.steps.decode_pixels", decode)
+    occupancy = Occupancy(decoders=1)
+    served = [
+        load_model(models / name / "1", SETTINGS, metrics=Metrics(), occupancy=occupancy)
+        for name in ("colours", "shades")
+    ]
+    futures = [one.submit([PICTURE])[0] for one in served]
+    begun.get(timeout=LATE_S)
+    with pytest.raises(queue.Empty):
+        begun.get(timeout=SOON_S)
+    go_on.release(2)
+    assert all(future.result(LATE_S).scores.shape == (3,) for future in futures)
+    assert all(one.close(LATE_S) for one in served)
 
 
 def test_limit_of_streams_holds_back_what_is_beyond_it(models):
