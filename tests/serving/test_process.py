@@ -76,6 +76,30 @@ def test_a_signal_while_it_starts_ends_it_at_once(models, tmp_path):
         assert started.wait(timeout=20) == 0
 
 
+def test_models_of_a_process_share_its_cores_and_its_memory_for_decoding(models):
+    """One occupancy for all of them, that lets as many decode as the settings say."""
+    tiny_bundle.write(models, name="shades")
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from serving import process\n"
+        "from serving.settings import ServerSettings\n"
+        "load, given = process.load_model, []\n"
+        "def noting(*arguments, **options):\n"
+        "    given.append(options['occupancy'])\n"
+        "    return load(*arguments, **options)\n"
+        "process.load_model = noting\n"
+        "settings = ServerSettings(address='127.0.0.1:0', http_address='off', instances=1)\n"
+        "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "process.run(Path(sys.argv[1]), settings, on_serving=stop)\n"
+        "decoding = given[0].decoding\n"
+        "print(len(given), len(set(given)), decoding.acquire(blocking=False), decoding.acquire(blocking=False))\n"
+    )
+    command = [sys.executable, "-c", script, str(models)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1:] == ["2 1 True False"], done.stderr
+
+
 def test_a_bad_model_does_not_stop_the_start_of_the_others(models):
     """As it does not end a server that runs; where requests without a name are meant for it, it does."""
     (models / "roses" / "1").mkdir(parents=True)
