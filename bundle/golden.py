@@ -3,8 +3,10 @@
 Replayed wherever a bundle is opened to be used, through that machine's own decode, preprocessing and session.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -15,9 +17,11 @@ from bundle.runtime import CUDA_MEMORY_MB, Choice, OnnxModel, Output, Provider, 
 from bundle.scores import probabilities
 
 
-def answers(model: OnnxModel, pictures: list[bytes], spec: PreprocessSpec) -> Output:
-    """Return logits (G, C) and similarities (G,) of encoded pictures, one at a time. Raises ImageError."""
-    return joined([model.run(load_input(data, spec)[np.newaxis]) for data in pictures])
+def answers(model: OnnxModel, pictures: Iterable[bytes], spec: PreprocessSpec, *, together: int = 1) -> Output:
+    """Return logits (G, C) and similarities (G,) of encoded pictures, so many in a run. Raises ImageError."""
+    rows = (load_input(data, spec) for data in pictures)
+    runs = iter(lambda: list(islice(rows, together)), [])
+    return joined([model.run(np.stack(run)) for run in runs])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,28 +60,41 @@ def open_proved(
     return Proved(model=model, difference=replay(model), refused=refused)
 
 
+def replay_together(model: OnnxModel, size: int) -> None:
+    """Run golden pictures of a bundle in one batch of that size, again from the first where there are fewer.
+
+    Each must be answered as it is alone. Raises what `replay` does.
+    """
+    count = len(model.bundle.manifest.golden)
+    _check(model, [number * count // size if size < count else number % count for number in range(size)], together=size)
+
+
 def replay(model: OnnxModel) -> float:
-    """Replay a bundle's golden pictures; return the largest difference of a probability.
+    """Replay a bundle's golden pictures, one at a time; return the largest difference of a probability.
 
     Raises GoldenError where a picture cannot be read, gets another best label, or strays beyond one of the variant's
     tolerances; BundleError where a golden file is not the one that was exported.
     """
+    return _check(model, range(len(model.bundle.manifest.golden)), together=1)
+
+
+def _check(model: OnnxModel, places: Sequence[int], *, together: int) -> float:
     bundle, contract, variant = model.bundle, model.bundle.manifest.contract, model.variant
-    source = f"{bundle.folder} ({variant.precision})"
+    source = f"{bundle.folder} ({variant.precision}{f', {together} together' if together > 1 else ''})"
+    pictures = [bundle.manifest.golden[place] for place in places]
     try:
-        output = answers(model, bundle.golden_pictures(), contract.preprocess)
+        output = answers(model, map(bundle.golden_picture, pictures), contract.preprocess, together=together)
     except ImageError as error:
         raise GoldenError(f"{source}: a golden picture cannot be read: {error}") from error
-    wanted_logits = np.asarray(variant.golden_logits, dtype=np.float32)
+    wanted_logits = np.asarray([variant.golden_logits[place] for place in places], dtype=np.float32)
     found = probabilities(output.logits, temperature=contract.temperature)
     wanted = probabilities(wanted_logits, temperature=contract.temperature)
     differences = np.abs(found - wanted).max(axis=1)
     logit_differences = np.abs(output.logits - wanted_logits).max(axis=1)
-    likeness_differences = np.abs(output.similarity - np.asarray(variant.golden_similarity))
+    wanted_similarity = np.asarray([variant.golden_similarity[place] for place in places])
+    likeness_differences = np.abs(output.similarity - wanted_similarity)
     columns = (differences, logit_differences, likeness_differences, found, wanted)
-    for picture, difference, logit_difference, likeness_difference, here, there in zip(
-        bundle.manifest.golden, *columns, strict=True
-    ):
+    for picture, difference, logit_difference, likeness_difference, here, there in zip(pictures, *columns, strict=True):
         same_label = here.argmax() == there.argmax()
         within = difference <= variant.tolerance and logit_difference <= variant.logit_tolerance
         is_alike = likeness_difference <= variant.similarity_tolerance

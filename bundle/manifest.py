@@ -18,7 +18,8 @@ from bundle.files import read_file
 
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME: Final = "bundle.json"
-MAX_MANIFEST_BYTES: Final = 32 * 2**20
+MAX_MANIFEST_BYTES: Final = 16 * 2**20
+_MAX_PARTS: Final = 100_000  # lists and objects: an empty one is two bytes here, and sixty in memory
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # no folder: nothing leaves the bundle
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -162,7 +163,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def manifest_bytes(folder: Path) -> bytes:
-    """Return folder/bundle.json as it stands, at most 32 MiB: what a signature is over. Raises BundleError."""
+    """Return folder/bundle.json as it stands, at most 16 MiB: what a signature is over. Raises BundleError."""
     path = folder / MANIFEST_NAME
     try:
         return read_file(path, max_bytes=MAX_MANIFEST_BYTES)
@@ -171,6 +172,9 @@ def manifest_bytes(folder: Path) -> bytes:
 
 
 def _check_format_version(text: str | bytes, source: str) -> None:
+    data = text.encode() if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") > _MAX_PARTS:
+        raise BundleError(f"{source}: found more than {_MAX_PARTS:,} lists and objects; export the bundle again")
     try:
         document: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -209,6 +213,10 @@ def _check_consistency(manifest: Manifest, source: str) -> None:
         (
             len({candidate.name for candidate in manifest.candidates}) != len(manifest.candidates),
             "candidates: found a name twice, wanted each once",
+        ),
+        (
+            len({picture.file for picture in manifest.golden}) != len(manifest.golden),
+            "golden: found a file twice, wanted each once",
         ),
         (not manifest.golden, "golden: found none, wanted at least one picture"),
         (

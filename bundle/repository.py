@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import BundleError
-from bundle.files import read_file
-from bundle.manifest import MANIFEST_NAME, Manifest, load_manifest, to_json
+from bundle.files import read_hashed
+from bundle.manifest import MANIFEST_NAME, GoldenPicture, Manifest, load_manifest, to_json
+from bundle.preprocess import DEFAULT_LIMITS
 
 GOLDEN_FOLDER: Final = "golden"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -37,16 +38,15 @@ class Bundle:
         """The sha256 of the manifest, which holds the hashes of all else: one name for the whole bundle."""
         return hashlib.sha256(to_json(self.manifest).encode()).hexdigest()
 
-    def read(self, file: str, sha256: str) -> bytes:
+    def read(self, file: str, sha256: str, *, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
         """Return a file's bytes after checking their hash, so that nothing changes between check and use."""
         path = self.folder / file
         try:
-            data = read_file(path, max_bytes=_MAX_FILE_BYTES)
+            data, found = read_hashed(path, max_bytes=max_bytes, sha256=sha256)
         except OSError as error:
             raise BundleError(
                 f"{path}: {error.strerror}, but the manifest lists it; export the bundle again"
             ) from error
-        found = hashlib.sha256(data).hexdigest()
         if found != sha256:
             raise BundleError(
                 f"{path}: sha256 is {found[:12]}, manifest says {sha256[:12]}; "
@@ -54,9 +54,13 @@ class Bundle:
             )
         return data
 
+    def golden_picture(self, item: GoldenPicture) -> bytes:
+        """Return a golden picture's encoded bytes."""
+        return self.read(f"{GOLDEN_FOLDER}/{item.file}", item.sha256, max_bytes=DEFAULT_LIMITS.max_bytes)
+
     def golden_pictures(self) -> list[bytes]:
-        """Return the golden pictures' encoded bytes, in the manifest's order."""
-        return [self.read(f"{GOLDEN_FOLDER}/{item.file}", item.sha256) for item in self.manifest.golden]
+        """Return those of all, in the manifest's order."""
+        return [self.golden_picture(item) for item in self.manifest.golden]
 
 
 def load_bundle(folder: Path) -> Bundle:

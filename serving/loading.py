@@ -158,9 +158,11 @@ def _batcher(
     metrics: ModelMetrics,
     occupancy: Occupancy,
 ) -> PictureBatcher:
-    """Warm the usual sizes of a run; return the batcher, not yet started."""
+    """Warm the usual sizes of a run, and prove them; return the batcher, not yet started."""
     sizes = run_sizes(plan.max_run)
     model.reserve(sizes)
+    for size in sizes[1:]:
+        golden.replay_together(model, size)
     if lone:
         lone.reserve(sizes[:1])
     limits = BatcherLimits(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import BundleError, GoldenError
-from bundle.golden import answers, open_proved, replay
+from bundle.golden import answers, open_proved, replay, replay_together
 from bundle.repository import GOLDEN_FOLDER, Bundle, load_bundle, write_manifest
 from bundle.runtime import open_model
 from tests.bundle.tiny_bundle import SPEC, add_variant, forge, golden_files, graph, make_bundle
@@ -54,6 +54,21 @@ def test_a_flipped_byte_in_int8_is_no_reason_to_fall_back(tiny: Bundle):
     flip_byte(both.folder / "model.int8.onnx")
     with pytest.raises(BundleError, match="sha256"):
         open_proved(both)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_pictures_are_answered_together_as_they_are_alone(tiny: Bundle, size: int):
+    """Fewer than there are, as many, and more."""
+    replay_together(open_model(tiny), size)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tiny: Bundle, size: int):
+    """One at a time it answers as at export."""
+    model = open_model(forge(tiny, graph(tiny.manifest.contract, is_mixed=True)))
+    assert replay(model) < 1e-5
+    with pytest.raises(GoldenError, match=rf"fp32, {size} together\): golden picture white\.png answers 'dark'"):
+        replay_together(model, size)
 
 
 def test_a_changed_constant_in_the_graph_is_refused(tiny: Bundle):
@@ -118,8 +133,8 @@ def test_one_flipped_byte_in_the_model_is_refused(tiny: Bundle):
 
 def test_a_golden_picture_that_cannot_be_read_is_refused(tiny: Bundle, monkeypatch: pytest.MonkeyPatch):
     """A decoder that fails on this machine is found before serving."""
-    files = [data[:60] for data in golden_files().values()]
-    monkeypatch.setattr(Bundle, "golden_pictures", lambda _: files)
+    files = {name: data[:60] for name, data in golden_files().items()}
+    monkeypatch.setattr(Bundle, "golden_picture", lambda _, item: files[item.file])
     with pytest.raises(GoldenError, match="a golden picture cannot be read: PNG"):
         replay(open_model(tiny))
 

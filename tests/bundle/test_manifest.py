@@ -77,7 +77,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         unknown_below=draw(COSINES),
     )
     pictures = st.builds(GoldenPicture, file=NAMES, sha256=SHA256S, label=st.sampled_from(labels))
-    golden = tuple(draw(st.lists(pictures, min_size=1, max_size=3)))
+    golden = tuple(draw(st.lists(pictures, min_size=1, max_size=3, unique_by=lambda item: item.file)))
     rows = st.lists(st.tuples(*[NUMBERS] * len(labels)), min_size=len(golden), max_size=len(golden)).map(tuple)
     variants = st.builds(
         Variant,
@@ -338,8 +338,22 @@ def test_a_huge_manifest_is_refused_unread(tmp_path: Path):
     """The size is checked before the content."""
     with (tmp_path / MANIFEST_NAME).open("wb") as file:
         file.truncate(MAX_MANIFEST_BYTES + 1)
-    with pytest.raises(BundleError, match="33,554,433 bytes, wanted at most 33,554,432"):
+    with pytest.raises(BundleError, match="16,777,217 bytes, wanted at most 16,777,216"):
         load_manifest(tmp_path)
+
+
+def test_a_manifest_of_nothing_but_lists_is_refused_unread():
+    """A few MB of them are half a GB of objects."""
+    with pytest.raises(BundleError, match="more than 100,000 lists and objects"):
+        from_json('{"a": [' + "[]," * 100_000 + "[]]}", source="memory")
+
+
+def test_a_golden_file_is_listed_once():
+    """Or one file would be replayed as often as a manifest can say its name."""
+    manifest = make_manifest(make_contract())
+    text = to_json(replace(manifest, golden=(manifest.golden[0],) * len(manifest.golden)))
+    with pytest.raises(BundleError, match="golden: found a file twice"):
+        from_json(text, source="memory")
 
 
 OTHERS = {

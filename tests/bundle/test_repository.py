@@ -1,6 +1,7 @@
 """A folder of models: what is listed, how a version is added, and what is noticed."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,18 @@ def test_what_is_no_file_is_neither_read_nor_waited_for(tmp_path: Path):
         make()
         with pytest.raises(BundleError, match=r"bundle\.json"):
             load_bundle(bundle.folder)
+
+
+def test_a_file_of_another_hash_is_not_taken_into_memory(tmp_path: Path):
+    """It may be as large as a model may be, and take no room on disk."""
+    bundle = make_bundle(tmp_path)
+    os.truncate(bundle.folder / MODEL_FILE, 2**30)
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=r"sha256 is .*, manifest says"):
+        bundle.read(MODEL_FILE, bundle.manifest.variants[0].sha256)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2**21
 
 
 def test_a_missing_file_is_noticed(tmp_path: Path):

@@ -71,18 +71,25 @@ def graph(
     similarity_name: str = SIMILARITY.name,
     similarity_rank: int = 1,
     embedded: str | None = None,
+    is_mixed: bool = False,
 ) -> bytes:
-    """Return ONNX bytes for a contract; the options make graphs that contradict it. `embedded=""` embeds nothing."""
+    """Return ONNX bytes for a contract; the options make graphs that contradict it. `embedded=""` embeds nothing.
+
+    `is_mixed`: each picture is answered as the darkest of its batch.
+    """
     crop_px, class_count = crop_px or contract.preprocess.crop_px, class_count or len(contract.labels)
     weight = weights(class_count, steepness=steepness)
     constants = {"axes": np.array([1, 2, 3]), "weight": weight / 255, "bias": -weight[0] / 2}
     constants |= {"middle": np.float32(127.5), "bank": np.float32(bank / 127.5), "column": np.array([1])}
+    constants |= {"row": np.array([0])}
     model = helper.make_model(
         helper.make_graph(
             [
                 helper.make_node("Cast", [IMAGES.name], ["samples"], to=TensorProto.FLOAT),
                 helper.make_node("ReduceMean", ["samples", "axes"], ["cube"], keepdims=1),
-                helper.make_node("Flatten", ["cube"], ["mean"]),  # (N, 1, 1, 1) -> (N, 1)
+                helper.make_node("Flatten", ["cube"], ["own"]),  # (N, 1, 1, 1) -> (N, 1)
+                helper.make_node("ReduceMin", ["own", "row"], ["least"], keepdims=1),
+                helper.make_node("Min", ["own", "least" if is_mixed else "own"], ["mean"]),
                 helper.make_node("Gemm", ["mean", "weight", "bias"], [output_name]),
                 helper.make_node("Sub", ["mean", "middle"], ["centred"]),
                 helper.make_node("Mul", ["centred", "bank"], ["signed"]),

@@ -39,8 +39,11 @@ def foreign() -> bytes:
     return out.getvalue()
 
 
-def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0) -> Path:
-    """Write the next version; return its folder. The ballast is weights that change no answer."""
+def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0, is_mixed=False) -> Path:
+    """Write the next version; return its folder.
+
+    The ballast is weights that change no answer; `is_mixed` answers each picture by the darkest of its batch.
+    """
     with new_version(models, name) as (folder, version):
         contract = Contract(
             name=name,
@@ -51,13 +54,13 @@ def write(models: Path, *, name="colours", scale=1.0, mean=0.5, ballast_bytes=0)
             std=(0.5,) * 3,
             unknown_below=0.5,
         )
-        model = graph(contract, scale=scale, ballast_bytes=ballast_bytes)
+        model = graph(contract, scale=scale, ballast_bytes=ballast_bytes, is_mixed=is_mixed)
         (folder / "model.onnx").write_bytes(model)
         _write_parts(folder, contract, model)
     return models / name / str(version)
 
 
-def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
+def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0, is_mixed: bool = False) -> bytes:
     """Return uint8 NHWC -> cast -> mean over H, W -> normalise -> three logits, with the contract inside.
 
     The similarity is the cosine to the nearest of the three colours.
@@ -71,10 +74,13 @@ def graph(contract: Contract, *, scale: float, ballast_bytes: int = 0) -> bytes:
         "axes": np.array([1, 2], dtype=np.int64),
         "bank": np.array([[2, -1, -1], [-1, 2, -1], [-1, -1, 2]], dtype=np.float32) / np.float32(6**0.5),
         "last": np.array([1], dtype=np.int64),
+        "first": np.array([0], dtype=np.int64),
     }
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["colour"], keepdims=0),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["own"], keepdims=0),
+        helper.make_node("ReduceMin", ["own", "first"], ["least"], keepdims=1),
+        helper.make_node("Min", ["own", "least" if is_mixed else "own"], ["colour"]),
         helper.make_node("Sub", ["colour", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["scaled"]),
         helper.make_node("MatMul", ["scaled", "weights"], ["light" if ballast_bytes else "logits"]),
