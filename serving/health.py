@@ -17,6 +17,7 @@ from serving.shelves import Entry
 
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_MAX_WATCHERS: Final = 1000
 _GONE: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN  # what watchers see of a name that is not known
 
 
@@ -28,6 +29,7 @@ class HealthBoard(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gene
         self._shown: dict[str, health_pb2.HealthCheckResponse.ServingStatus] = {}
         self._has_changed = asyncio.Event()  # set for good at the next change, and replaced by another
         self._is_stopped = False
+        self._watchers = 0
 
     def register(self, rpcs: Rpcs) -> None:
         """Add the health service to a server's."""
@@ -37,6 +39,7 @@ class HealthBoard(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gene
         """Say how things stand; watchers hear of what has changed. A model serves while a version of it does."""
         if self._is_stopped:
             return
+        is_serving = is_serving and any(entry.state == "READY" for entry in entries)
         wanted = dict.fromkeys(self._always, SERVING if is_serving else NOT_SERVING)
         for entry in entries:
             status = SERVING if is_serving and entry.state == "READY" else NOT_SERVING
@@ -60,15 +63,25 @@ class HealthBoard(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gene
     async def Watch(  # noqa: N802 -- rpc
         self,
         request: health_pb2.HealthCheckRequest,
-        context: Context,  # noqa: ARG002 -- the signature is grpc's
+        context: Context,
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Answer at once and at every change from what was last told; one that a slow caller misses is left out."""
+        if self._watchers >= _MAX_WATCHERS:  # each takes 20 KB, and strangers may watch
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WATCHERS:,} calls watch already")
+        self._watchers += 1
+        try:
+            async for status in self._changes(request.service):
+                yield health_pb2.HealthCheckResponse(status=status)
+        finally:
+            self._watchers -= 1
+
+    async def _changes(self, service: str) -> AsyncIterator[health_pb2.HealthCheckResponse.ServingStatus]:
         told = None
         while True:
             has_changed = self._has_changed  # before the look, or a change between the two would be missed
-            status = self._shown.get(request.service, _GONE)
+            status = self._shown.get(service, _GONE)
             if status != told:
-                yield health_pb2.HealthCheckResponse(status=status)
+                yield status
                 told = status
             await has_changed.wait()
 

@@ -30,10 +30,11 @@ class Unpacker:
     async def unpack(self, message: bytes) -> bytes:
         """Return what was packed. Raises InvalidRequestError, MessageTooLargeError."""
         async with self._turn:
-            return await asyncio.to_thread(_unpack, message, self._max_bytes)
+            return await asyncio.to_thread(unpack, message, self._max_bytes)
 
 
-def _unpack(message: bytes, max_bytes: int) -> bytes:
+def unpack(message: bytes, max_bytes: int) -> bytes:
+    """Return what was packed, if it is no more than that. Raises InvalidRequestError, MessageTooLargeError."""
     unpacking = zlib.decompressobj(_WINDOW_BITS[message[:1]])
     try:
         unpacked = unpacking.decompress(message, max_bytes + 1)  # 0 would be no limit
@@ -41,6 +42,6 @@ def _unpack(message: bytes, max_bytes: int) -> bytes:
         raise InvalidRequestError("found bytes that are no message of this method") from error
     if len(unpacked) > max_bytes:
         raise MessageTooLargeError(f"the message unpacks to more than {max_bytes:,} bytes; send less at once")
-    if not unpacking.eof:
-        raise InvalidRequestError("found a compressed message without its end")
+    if not unpacking.eof or unpacking.unused_data:
+        raise InvalidRequestError("found a compressed message without its end, or more after it")
     return unpacked

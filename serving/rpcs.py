@@ -7,21 +7,23 @@ which its loop waits for by itself: a call of 140 KB costs a tenth less CPU so, 
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from serving.arrivals import Arrivals
-from serving.errors import InvalidRequestError, ServingError
+from serving.errors import InvalidRequestError, MessageTooLargeError, ServingError
+from serving.fields import count_fields, input_type
 from serving.observability import HEADER, begin_request, current_request_id
-from serving.packed import Unpacker, is_packed
+from serving.packed import Unpacker, is_packed, unpack
 from serving.service import Context, abort
 from serving.stages import Tracing
 from serving.tokens import Gate
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # of every rpc: messages of any type pass
 Behaviour = Callable[[object, Context], Any]  # its result: awaitable, or an async iterator
+_MAX_OPEN_BYTES: Final = 4096  # of a message to a service that asks for no token: a name
 
 
 class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptable at run time
@@ -32,7 +34,8 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
     Messages are asked for here, also those of calls that bring one, as `arrivals` wants to know; to the caller that
     makes no difference. Bytes that are no message are refused here too: the library would tell the caller the names of
-    our classes, and the log a stack. `on_refusal` hears of them, with the method's name.
+    our classes, and the log a stack. So are messages of more than `max_fields`, before they are decoded, and large ones
+    to the open services, which strangers may call. `on_refusal` hears of all of these, with the method's name.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         *,
         arrivals: Arrivals,
         unpacker: Unpacker,
+        max_fields: int,
         open_services: tuple[str, ...] = (),
         check_room: Callable[[str, float | None], None] = lambda *_: None,
         on_refusal: Callable[[str, ServingError], None] = lambda *_: None,
@@ -49,6 +53,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         self._gate = gate
         self._arrivals = arrivals
         self._unpacker = unpacker
+        self._max_fields = max_fields
         self._check_room = check_room
         self._on_refusal = on_refusal
         self._tracing = tracing
@@ -89,7 +94,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         words = {False: "unary", True: "stream"}
         answers = words[handler.response_streaming]
         behaviour = cast(Behaviour, getattr(handler, f"{words[handler.request_streaming]}_{answers}"))
-        decode = handler.request_deserializer or bytes
+        decode = self._careful(handler.request_deserializer or bytes, method)
 
         async def incoming(context: Context) -> object:
             if handler.request_streaming:
@@ -141,15 +146,35 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
     async def _decoded(self, message: bytes, decode: Callable[[bytes], object], method: str) -> object:
         try:
-            if is_packed(message):
+            if method.startswith(self._open):
+                message = _small(message)
+            elif is_packed(message):
                 message = await self._unpacker.unpack(message)
+            return decode(message)
+        except ServingError as error:
+            self._on_refusal(method, error)
+            raise
+
+    def _careful(self, decode: Callable[[bytes], object], method: str) -> Callable[[bytes], object]:
+        """Return what decodes messages of a method, where these are such."""
+        kind, most = input_type(method), self._max_fields
+
+        def careful(message: bytes) -> object:
+            if kind is not None and count_fields(message, kind, most=most) > most:
+                raise InvalidRequestError(f"found more than {most:,} fields in a message; send several requests")
             try:
                 return decode(message)
             except DecodeError as error:
                 raise InvalidRequestError("found bytes that are no message of this method") from error
-        except ServingError as error:
-            self._on_refusal(method, error)
-            raise
+
+        return careful
+
+
+def _small(message: bytes) -> bytes:
+    """Return a message of an open service, unpacked; nobody waits for his turn there. Raises MessageTooLargeError."""
+    if len(message) > _MAX_OPEN_BYTES:
+        raise MessageTooLargeError(f"found {len(message):,} bytes, wanted at most {_MAX_OPEN_BYTES:,}")
+    return unpack(message, _MAX_OPEN_BYTES) if is_packed(message) else message
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:

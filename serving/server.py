@@ -44,6 +44,8 @@ from serving.watcher import Watcher
 _FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
 _NEVER_S: Final = 1e7
 _STRAGGLE_S: Final = 1.0  # for calls that were sent before their client could know that this server stops
+_FIELDS: Final = 1000  # of a message, and
+_FIELDS_A_PICTURE: Final = 8  # of one beside it: far more than any client sends
 _SERVICE_NAMES: Final = (SERVICE_NAME, INFERENCE_SERVICE_NAME)
 _DOORS: Final[dict[str, Door]] = {  # the rpcs that bring pictures, one request a call
     f"/{SERVICE_NAME}/Classify": "classifier.v1",
@@ -73,6 +75,7 @@ class Server:
                 on_refusal=self._count_refusal,
             ),
             unpacker=Unpacker(settings.max_message_bytes),
+            max_fields=_FIELDS + _FIELDS_A_PICTURE * settings.max_images_per_request,
             open_services=open_services,
             check_room=self._check_room,
             on_refusal=self._count_refusal,
@@ -90,7 +93,7 @@ class Server:
             self._dispatcher,
             metrics,
             max_images_per_request=settings.max_images_per_request,
-            is_serving=lambda: self._is_serving,
+            is_serving=self._is_ready,
         )
         self._is_serving = False
         self._bodies = BodyReader(
@@ -184,7 +187,7 @@ class Server:
 
     def _make_http(self, metrics: Metrics, tracing: Tracing | None) -> HttpServer:
         settings = self._settings
-        door = HttpDoor(self._dispatcher, metrics=metrics, bodies=self._bodies, is_ready=lambda: self._is_serving)
+        door = HttpDoor(self._dispatcher, metrics=metrics, bodies=self._bodies, is_ready=self._is_ready)
         address = http_address(settings.http_address, beside=settings.address)
         open_paths = (*PAGE_PATHS, *(HEALTH_PATHS if settings.open_health else ()))  # the page asks for a token
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
@@ -196,6 +199,9 @@ class Server:
             files=tls_files(settings),
             is_shared=settings.workers > 1,
         )
+
+    def _is_ready(self) -> bool:
+        return self._is_serving and self._catalogue.can_answer
 
     def _check_room(self, method: str, time_left_s: float | None) -> None:
         door = _DOORS.get(method)

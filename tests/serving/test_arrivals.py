@@ -202,7 +202,7 @@ def test_a_read_that_nobody_waits_for_leaves_nothing_in_the_log():
         unheard = []
         asyncio.get_running_loop().set_exception_handler(lambda _, event: unheard.append(event["message"]))
         memory = Memory(50)
-        context, rpcs = FakeContext(), Rpcs(None, arrivals=memory.arrivals(), unpacker=Unpacker(MB))
+        context, rpcs = FakeContext(), Rpcs(None, arrivals=memory.arrivals(), unpacker=Unpacker(MB), max_fields=100)
 
         async def answer(requests, _):
             reading = asyncio.create_task(anext(requests))

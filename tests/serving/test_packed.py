@@ -84,7 +84,7 @@ def test_messages_are_unpacked_one_at_a_time(monkeypatch):
             met.append(message)
         return message
 
-    monkeypatch.setattr(packed, "_unpack", meet)
+    monkeypatch.setattr(packed, "unpack", meet)
 
     async def scene():
         unpacker = Unpacker(LIMIT)
@@ -92,3 +92,10 @@ def test_messages_are_unpacked_one_at_a_time(monkeypatch):
 
     assert asyncio.run(scene()) == [b"1", b"2"]
     assert not met
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_nothing_after_the_end_is_lost_in_silence(pack):
+    """A second part is legal in gzip; no gRPC library writes one."""
+    with pytest.raises(InvalidRequestError):
+        unpack(pack(b"one") + pack(b"two"))
