@@ -19,7 +19,7 @@ from serving.classifier import ServedModel
 from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.memory import return_memory
-from serving.reasons import public_reason
+from serving.reasons import plain_line, public_reason
 from serving.shelves import Entry, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed
 from serving.versions import VersionPolicy
@@ -136,6 +136,11 @@ class Catalogue:
         answering = self._shelves.answering()
         return answering[0].served if len(answering) == 1 else None
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether there is any model that answers."""
+        return bool(self._shelves.answering())
+
     def answers(self, entry: Entry) -> bool:
         """Say whether this version answers requests that name none."""
         return entry.state == "READY" and entry.version == self._shelves[entry.name].answering
@@ -180,7 +185,7 @@ class Catalogue:
         wanted = reversed(there) if pin is None else [pin]
         reasons = [self._bring_up(name, version) for version in wanted if not self._shelves[name].ready()]
         self._choose(name)
-        return "" if self._shelves[name].ready() else reasons[0]
+        return "" if self._shelves[name].ready() else next(iter(reasons), f"{self._models / name}: no versions")
 
     def _refresh_model(self, name: str, there: list[int]) -> None:
         pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
@@ -212,10 +217,12 @@ class Catalogue:
         entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
         if serving is None:
             self._shelves.put(entry)
+        log.info("loading", model=name, version=version)
         try:
             served = self._load(folder)
         except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the other versions go on
             reason = str(error) if isinstance(error, CalotypeError) else f"{folder}: {type(error).__name__}: {error}"
+            reason = plain_line(reason)
             log.error("version refused", model=name, version=version, reason=reason)
             self._on_refused(name)
             refused = replace(entry, state="FAILED") if serving is None else serving

@@ -71,6 +71,10 @@ class Running:
         """The version that answers without a version."""
         return self.catalogue.find().contract.version
 
+    def is_ready(self):
+        """What HTTP and V2 say of the whole server."""
+        return self._server._is_ready()
+
     async def _start(self):
         self._server = Server(self.catalogue, self.settings, metrics=self.metrics)
         await self._server.startup()

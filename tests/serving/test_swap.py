@@ -27,6 +27,64 @@ def hide(folder):
     return folder.rename(folder.with_name(f".{folder.name}"))
 
 
+def test_a_version_that_mixes_a_batch_never_serves(models):
+    """One picture at a time it answers as at export; the server runs several together."""
+    with Running(models) as server:
+        tiny_bundle.write(models, is_mixed=True)
+        until(lambda: server.states().get(2) == "FAILED", what="refusal")
+        assert "together): golden picture" in server.catalogue.entry("colours", "2").reason
+        assert server.answering() == 1
+
+
+def test_health_is_not_serving_while_nothing_can_answer(models):
+    """As a server does not start so; it is again when a version comes back."""
+    with Running(models) as server, plain_channel(server.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+
+        def status():
+            return check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S).status
+
+        assert (status(), server.is_ready()) == (health_pb2.HealthCheckResponse.SERVING, True)
+        tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.5)
+        hidden = hide(models / "colours" / "1")
+        until(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING, what="an honest answer")
+        assert not server.is_ready()
+        hidden.rename(models / "colours" / "1")
+        until(lambda: status() == health_pb2.HealthCheckResponse.SERVING, what="the way back")
+        assert server.is_ready()
+
+
+def test_a_model_whose_last_version_leaves_during_the_start_costs_itself(models, monkeypatch):
+    """Between the list of models and the look at its versions."""
+    tiny_bundle.write(models, name="shades")
+    monkeypatch.setattr("serving.catalogue.versions", lambda _, name: [] if name == "shades" else [1])
+    with Running(models) as server:
+        assert server.answering() == 1
+    monkeypatch.setattr("serving.catalogue.versions", lambda *_: [])
+    with pytest.raises(StartupError, match=r"colours: no versions"), Running(models):
+        pass
+
+
+def test_a_version_that_may_be_read_by_now_is_tried_again(models):
+    """chmod changes neither a file's size nor its time."""
+    refused, load = [], models / "colours" / "2"
+
+    def loading(folder):
+        if folder == load and (folder / "bundle.json").stat().st_mode & 0o777 == 0o600:
+            refused.append(folder)
+            raise BundleError("Permission denied")
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    server = Running(models, load=loading)
+    with server:
+        new = [tiny_bundle.write(models.with_name("elsewhere")) for _ in range(2)][-1]
+        (new / "bundle.json").chmod(0o600)
+        new.rename(load)
+        until(lambda: refused and server.states().get(2) == "FAILED", what="refusal")
+        (load / "bundle.json").chmod(0o644)
+        until(lambda: server.answering() == 2, what="another try")
+
+
 @pytest.mark.parametrize("drain_s", [30.0, 0.0])
 def test_swaps_and_rollback_lose_no_call(models, drain_s):
     """Eight new versions and two rollbacks under load, with a plain stub that never retries; --drain-s is for exits."""
