@@ -24,6 +24,7 @@ from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
 from serving.steps import Payload, Verdict
+from serving.ticket import past_deadline
 
 Door = Literal["classifier.v1", "inference", "http"]
 
@@ -97,7 +98,11 @@ class Dispatcher:
             self._check(images, version)
             deadline = course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
             served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
-            await _wait(futures)
+            try:
+                async with asyncio.timeout_at(deadline):  # gRPC ends a call by itself; other deadlines are ours alone
+                    await _wait(futures)
+            except TimeoutError as error:
+                raise past_deadline() from error
             course.outcomes = tuple([_outcome(future) for future in futures])
             if all_or_none:
                 _check_read(course.outcomes)

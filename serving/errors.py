@@ -7,7 +7,7 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
     │   └── TokensFileError   a tokens file, or a line of it, that cannot be used
     ├── InvalidRequestError   a request that can never be answered
     │   └── BodyTooLargeError an HTTP body beyond the limit; the rest of it was not read
-    ├── MessageTooLargeError  a compressed message that says more than the limit
+    ├── MessageTooLargeError  a message that says more than the limit, compressed or to an open service
     ├── UnknownModelError     a model or version that is not here
     ├── NotReadyError         loading, draining or failed: another server may answer
     ├── UnauthenticatedError  no token, or none that is known
@@ -54,7 +54,7 @@ class BodyTooLargeError(InvalidRequestError):
 
 
 class MessageTooLargeError(ServingError):
-    """A compressed message that says more than the limit; gRPC itself refuses any other."""
+    """A compressed message that says more than the limit, or one to an open service; gRPC itself refuses others."""
 
 
 class UnknownModelError(ServingError):

@@ -5,7 +5,7 @@ memory, loading and unloading, trace and log settings. Knows no onnxruntime.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -52,6 +52,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._metrics = metrics
         self._max_images = max_images_per_request
         self._is_serving = is_serving
+        self._reading = asyncio.Lock()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: ARG002, N802 -- rpc
         """Say that the process answers."""
@@ -111,10 +112,17 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             for entry in self._ready()
             if request.name in ("", entry.name) and request.version in ("", str(entry.version))
         ]
-        found = await asyncio.to_thread(  # the files of several workers, or a thousand labels, take some ms
-            lambda: [read_statistics(self._metrics, entry.name, entry.version) for entry in asked]
-        )
+        found = await self._read_statistics([(entry.name, entry.version) for entry in asked])
         return pb.ModelStatisticsResponse(model_stats=list(map(_statistics, asked, found)))
+
+    async def _read_statistics(self, versions: Sequence[tuple[str, int]]) -> list[Statistics]:
+        """Read in a thread, one caller after another: the files of several workers, or a thousand labels, take long."""
+        async with self._reading:
+            reading = asyncio.ensure_future(asyncio.to_thread(read_statistics, self._metrics, versions))
+            try:
+                return await asyncio.shield(reading)
+            finally:
+                await asyncio.wait({reading})  # the thread goes on where a caller has gone: the next waits for it
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802 -- rpc
         """List every known version, or those that answer."""

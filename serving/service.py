@@ -139,11 +139,12 @@ async def _outcome(answer: Callable[[Request], Coroutine[None, None, Answer]], r
 def _result(outcome: Verdict | ImageError, model: ServedModel, *, top_k: int, min_score: float) -> pb.ImageResult:
     if isinstance(outcome, ImageError):
         return pb.ImageResult(error=pb.ImageError(code=outcome.code, message=str(outcome)))
-    ranked = model.rank(outcome.scores, top_k=top_k, min_score=min_score)
-    return pb.ImageResult(
-        predictions=[pb.Prediction(index=one.index, label=one.label, score=one.score) for one in ranked],
-        unknown=outcome.unknown,
-    )
+    ranked = [
+        pb.Prediction(index=one.index, label=one.label, score=one.score)
+        for one in model.rank(outcome.scores, top_k=top_k)
+    ]
+    # A message rounds to float32, up or down: who asks for what it said must find it again.
+    return pb.ImageResult(predictions=[one for one in ranked if one.score >= min_score], unknown=outcome.unknown)
 
 
 def _model_message(entry: Entry) -> pb.Model:

@@ -3,12 +3,20 @@
 Reads `serving.metrics`, counts nothing itself. Knows no network.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from serving.metrics import Metrics
 
 _NS: Final = 1_000_000_000  # in a second
+_PICTURES: Final = "calotype_pictures_total"
+_BATCHES: Final = "calotype_batch_size_count"
+_ANSWERED: Final = "calotype_answered_total"
+_UNANSWERED: Final = "calotype_unanswered_total"
+_SECONDS: Final = "calotype_answered_seconds_total"
+_READ: Final = (_PICTURES, _BATCHES, _ANSWERED, _UNANSWERED, _SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,24 +32,25 @@ class Statistics:
     infer_ns: int  # of the whole batch
 
 
-def read_statistics(metrics: Metrics, name: str, version: int) -> Statistics:
-    """Return the statistics of one version, of all workers together; zeros where nothing was counted."""
-    samples = [sample for family in metrics.exposed.collect() for sample in family.samples]
-    labels = {"model": name, "version": str(version)}
+def read_statistics(metrics: Metrics, versions: Sequence[tuple[str, int]]) -> list[Statistics]:
+    """Return those of versions of models, of all workers together; zeros where nothing was counted."""
+    totals = defaultdict[tuple[str, ...], float](float)  # by metric, model, version, and stage or outcome
+    for family in metrics.exposed.collect():
+        for sample in family.samples:
+            if sample.name in _READ:
+                kind = sample.labels.get("stage") or sample.labels.get("outcome", "")
+                totals[sample.name, sample.labels["model"], sample.labels["version"], kind] += sample.value
 
-    def total(metric: str, **more: str) -> float:
-        wanted = labels | more
-        return sum(one.value for one in samples if one.name == metric and wanted.items() <= one.labels.items())
+    def statistics(*labels: str) -> Statistics:
+        seconds = {stage: totals[_SECONDS, *labels, stage] for stage in ("total", "input", "inference")}
+        return Statistics(
+            pictures=round(totals[_PICTURES, *labels, "OK"]),
+            batches=round(totals[_BATCHES, *labels, ""]),
+            answered=round(totals[_ANSWERED, *labels, ""]),
+            failed=round(totals[_UNANSWERED, *labels, ""]),
+            total_ns=round(_NS * seconds["total"]),
+            input_ns=round(_NS * seconds["input"]),
+            infer_ns=round(_NS * seconds["inference"]),
+        )
 
-    def total_ns(stage: str) -> int:
-        return round(_NS * total("calotype_answered_seconds_total", stage=stage))
-
-    return Statistics(
-        pictures=round(total("calotype_pictures_total", outcome="OK")),
-        batches=round(total("calotype_batch_size_count")),
-        answered=round(total("calotype_answered_total")),
-        failed=round(total("calotype_unanswered_total")),
-        total_ns=total_ns("total"),
-        input_ns=total_ns("input"),
-        infer_ns=total_ns("inference"),
-    )
+    return [statistics(name, str(version)) for name, version in versions]

@@ -17,7 +17,7 @@ from serving.server import Server
 from serving.settings import ServerSettings
 from serving.tensors import join
 
-SETTINGS = ServerSettings(address="127.0.0.1:0", http_address="off", max_images_per_request=8)
+SETTINGS = ServerSettings(address="127.0.0.1:0", http_address="off", max_images_per_request=8, instances=2)
 CROP = tiny_bundle.CROP_PX
 LABELS = tiny_bundle.LABELS
 

@@ -329,12 +329,6 @@ def test_failures_of_the_engine_get_their_status(models, error, status, text):
     assert sum("exc_info" in line for line in lines) == (status[0] == 500)
 
 
-def next_is_late(server):
-    """Say whether the picture that waits for the instance has waited for too long."""
-    waiting = server._dispatcher.catalogue.find()._batcher._ready
-    return waiting and waiting._items[0].ticket.is_late(time.monotonic())
-
-
 class Held:
     """A model that answers only after `let_go`; `taken` is set when it has a picture in hand."""
 
@@ -383,17 +377,30 @@ def test_the_pictures_of_a_caller_who_goes_away_leave_the_queue(models):
 
 
 def test_a_deadline_is_kept(models):
-    """timeout_ms passes while another picture holds the instance: 504, and it is never run."""
+    """timeout_ms passes while another picture holds the instance: 504 at once, and it is never run."""
     held = Held()
 
     async def scene(server, asking):
         first = asyncio.create_task(asking("/v1/classify", body=RED))
         await asyncio.to_thread(held.taken.wait, 20)
         second = asyncio.create_task(asking("/v1/classify?timeout_ms=1", body=RED))
-        await until(lambda: next_is_late(server))
+        error = (await second).error
         held.let_go.set()
         await first
-        return (await second).error
+        return error
+
+    assert serve(models, scene, wrap=held.around)[0] == (504, "DEADLINE_EXCEEDED")
+
+
+def test_a_deadline_is_kept_while_the_picture_itself_is_run(models):
+    """An engine that takes long is not waited for."""
+    held = Held()
+
+    async def scene(server, asking):
+        error = (await asking("/v1/classify?timeout_ms=200", body=RED)).error
+        assert held.taken.is_set()
+        held.let_go.set()
+        return error
 
     assert serve(models, scene, wrap=held.around)[0] == (504, "DEADLINE_EXCEEDED")
 

@@ -63,7 +63,7 @@ def test_the_calls_of_perf_analyzer_in_its_order(models):
         for number in range(5):
             response = await stub.ModelInfer(request("red", id=str(number)))
             assert (response.id, len(response.raw_output_contents)) == (str(number), 2)
-        answer = await stub.ModelInfer(request("red", "blue"))
+        answer = await stub.ModelInfer(request(*["red", "blue"] * 4))
         assert len(answer.raw_output_contents) == len(answer.outputs) == 2
         (after,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="colours"))).model_stats
         return metadata, config, extensions, before, after
@@ -75,13 +75,15 @@ def test_the_calls_of_perf_analyzer_in_its_order(models):
     supported = ("classification", "model_configuration", "statistics", "binary_tensor_data", "parameters")
     assert sorted(extensions) == sorted((*supported, "schedule_policy"))  # what is named must work
     assert int(after.version) == 1
-    assert after.inference_count - before.inference_count == 7  # pictures
+    assert after.inference_count - before.inference_count == 13  # pictures
     for stage in ("success", "queue", "compute_input"):  # requests
         assert getattr(after.inference_stats, stage).count - getattr(before.inference_stats, stage).count == 6
     took = {stage.name: value.ns for stage, value in after.inference_stats.ListFields()}
     assert took["success"] == took["queue"] + took["compute_input"] + took["compute_infer"]
     for stats in (before.inference_stats, after.inference_stats):
         assert stats.compute_input.count == stats.compute_infer.count == stats.compute_output.count
+    assert 6 <= after.execution_count - before.execution_count < 13  # the eight ran several together
+    assert after.inference_stats.compute_infer.ns > before.inference_stats.compute_infer.ns
     assert after.inference_stats.compute_input.ns > before.inference_stats.compute_input.ns
 
 

@@ -97,6 +97,21 @@ def test_top_k_and_min_score_shorten_the_answer(models):
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+def test_a_score_is_no_less_than_itself(models, colour):
+    """Asked for again as min_score, each label that was told is told again, and none below it."""
+
+    async def scene():
+        async with serving(models) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            (whole,) = (await stub.Classify(request(colour))).results
+            for count, one in enumerate(whole.predictions, start=1):
+                (again,) = (await stub.Classify(request(colour, min_score=one.score))).results
+                assert again.predictions == whole.predictions[:count]
+
+    asyncio.run(scene())
+
+
 def test_one_bad_picture_fails_alone(models):
     """Its neighbours get their answers; it gets a code of its own."""
     images = [
