@@ -2,8 +2,9 @@
 
 What is measured is inference alone, all instances at work at once, for a fraction of a second a plan, twice where there
 is time. The rule's own plan stays unless another is clearly faster. The result is kept by model digest and machine in
-the user's cache, where that can be written. A later version of a model takes over its plan: measuring would disturb the
-one that serves.
+the user's cache, where that can be written. Nothing is measured while requests are answered: it would take their cores,
+and be disturbed by them. A later version of a model takes over its plan; a model that comes later has the rule's, or
+what is remembered.
 """
 
 import json
@@ -161,15 +162,22 @@ class Planner:
     def __init__(self, cache: PlanCache | None = None) -> None:
         self._cache = cache or PlanCache()
         self._by_name: dict[str, Plan] = {}
+        self._measures = True
+
+    def stop_measuring(self) -> None:
+        """Hear that requests are answered from now on."""
+        self._measures = False
 
     def plan(self, rule: Plan, model: OnnxModel, *, cores: int) -> Plan:
-        """Return the plan for a model on a CPU, measured, remembered, or that of an earlier version."""
+        """Return the plan for a model on a CPU: measured, remembered, that of an earlier version, or the rule's."""
         contract = model.bundle.manifest.contract
         if contract.name not in self._by_name:
             rules = f"warmed, rule {rule.instances} x {rule.max_batch} by {rule.max_run}, lone {rule.lone_threads}"
             key = (model.bundle.digest, model.variant.precision, *machine(cores, onnxruntime.__version__), rules)
             plan = self._cache.get(key, cores=cores)
-            if plan is None:
+            if plan is None and not self._measures:
+                plan = rule
+            elif plan is None:
                 plan = search_plan(rule, partial(_open_run, model), cores=cores)
                 self._cache.put(key, plan)
             self._by_name[contract.name] = plan

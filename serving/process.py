@@ -64,6 +64,7 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
         raise
     return_memory()
     if not stop.is_set():
+        planner.stop_measuring()
         await server.say_serving()
         log.info(
             "SERVING",

@@ -6,11 +6,14 @@ models often lie, nor the renamed links of a mounted ConfigMap; a look costs one
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
 from serving.catalogue import Catalogue
+from serving.scheduling import give_way
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +27,7 @@ class Watcher:
         self._every_s = every_s
         self._drain_s = drain_s
         self._stopping = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="models", initializer=give_way)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -35,15 +39,20 @@ class Watcher:
         self._stopping.set()
         if self._task is not None:
             await self._task
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        """Run it in a thread that takes the cores from nobody who answers."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _look_on(self) -> None:
         while not self._stopping.is_set():
             try:
-                await asyncio.to_thread(self._catalogue.refresh)
+                await self._in_thread(self._catalogue.refresh)
             except Exception:
                 log.exception("looking at the models folder failed; it is tried again")
             self._publish()  # before old versions are closed: their last requests may take long
-            await asyncio.to_thread(self._catalogue.release, self._drain_s)
+            await self._in_thread(partial(self._catalogue.release, self._drain_s))
             if not self._every_s:
                 return
             with suppress(TimeoutError):

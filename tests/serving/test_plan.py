@@ -235,6 +235,19 @@ def test_a_plan_is_measured_once_a_model_machine_and_process(models, tmp_path, m
     assert searched == [2, 2, 2, 4]
 
 
+def test_nothing_is_measured_while_requests_are_answered(models, tmp_path, monkeypatch):
+    """A model that comes then has the rule's plan, which is not remembered; what is remembered holds."""
+    monkeypatch.setattr("serving.plan_search.search_plan", lambda *_, **__: SINGLE)
+    model, cache = open_model(load_bundle(models / "colours" / "1")), PlanCache(tmp_path / "plans.json")
+    serving = Planner(cache)
+    serving.stop_measuring()
+    assert serving.plan(RULE, model, cores=2) == RULE
+    assert Planner(cache).plan(RULE, model, cores=2) == SINGLE
+    again = Planner(cache)
+    again.stop_measuring()
+    assert again.plan(RULE, model, cores=2) == SINGLE
+
+
 def test_numbers_that_are_given_are_not_measured():
     """One of them is enough; so is --plan fixed."""
     given = [{}, {"plan": "fixed"}, {"instances": 1}, {"intra_op_threads": 1}, {"decode_threads": 1}, {"max_batch": 1}]

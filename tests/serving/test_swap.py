@@ -27,6 +27,25 @@ def hide(folder):
     return folder.rename(folder.with_name(f".{folder.name}"))
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_OTHER"), reason="threads have no priority of their own")
+def test_loading_takes_the_cores_from_nobody_who_answers(models):
+    """What loads a new version gives way to the thread that talks, as the threads that run it do; no more than they."""
+    own, seen = os.getpriority(os.PRIO_PROCESS, os.getpid()), {}
+
+    def loading(folder):
+        seen[folder.name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        (running,) = served._batcher._threads
+        seen[f"{folder.name} runs"] = os.getpriority(os.PRIO_PROCESS, running.native_id)
+        return served
+
+    server = Running(models, load=loading)
+    with server:
+        tiny_bundle.write(models)
+        until(lambda: server.answering() == 2, what="version 2")
+    assert seen["2"] == seen["2 runs"] == min(19, own + 10)
+
+
 def test_a_version_that_mixes_a_batch_never_serves(models):
     """One picture at a time it answers as at export; the server runs several together."""
     with Running(models) as server:
