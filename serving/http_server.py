@@ -5,7 +5,9 @@ import contextlib
 import math
 import re
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 import h11
@@ -18,6 +20,9 @@ from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
 _OWED_S: Final = 20
+_GREETING_S: Final = 10.0  # of a TLS handshake
+_FAREWELL_S: Final = 1.0  # of its end
+_PAUSE_S: Final = 0.1
 _TOLD: Final = 32
 _CRUMB_BYTES: Final = 64  # the least that a chunk may have on average
 _CHUNKS: Final = 128  # more than any client's odd ones in one piece
@@ -45,6 +50,7 @@ class HttpServer:
         self._drain_s = drain_s
         self._max_connections = max_connections
         self._uvicorn: _Uvicorn | None = None
+        self._greetings: _Greetings | None = None
         self._running: asyncio.Task[None] | None = None
         self.port = 0  # while it is off
 
@@ -68,16 +74,22 @@ class HttpServer:
             backlog=_BACKLOG,
             limit_concurrency=self._max_connections + 1,  # 503 from there on, before the body is read
             timeout_keep_alive=_KEEP_ALIVE_S,
-            ssl_context_factory=(lambda _config, _default: context) if context else None,
             timeout_graceful_shutdown=max(1, math.ceil(self._drain_s)),
         )
+        config.load()
         self._uvicorn = _Uvicorn(config)
-        self._running = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
+        if context is not None:
+            make = partial(_Protocol, config, self._uvicorn.server_state, {})
+            self._greetings = _Greetings(listener, context, make)
+            self._greetings.start()
+        self._running = asyncio.create_task(self._uvicorn.serve(sockets=[] if context else [listener]))
 
     def stop_accepting(self) -> None:
         """Take no more connections; those without a request close, the others after their answer."""
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
+        if self._greetings is not None:
+            self._greetings.end()
 
     async def ended(self) -> None:
         """Wait, after `stop_accepting`, until every request is answered."""
@@ -110,9 +122,14 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        if len(self.connections) > (self.limit_concurrency or 0) + _TOLD:
-            transport.close()
+        if len(self.connections) > self.most_connections:
+            transport.abort()
         self._watch()
+
+    @property
+    def most_connections(self) -> int:
+        """How many are kept, those that hear of the limit among them."""
+        return (self.limit_concurrency or 0) + _TOLD
 
     def data_received(self, data: bytes) -> None:
         if self._is_crumbs(data):
@@ -181,6 +198,58 @@ class _Protocol(H11Protocol):
         if self._unread:
             self._unread.cancel()
             self._unread = None
+
+
+class _Greetings:
+    """Takes connections for TLS, and counts those whose handshake is under way among all of them.
+
+    asyncio's servers tell nobody of a connection before its handshake, which may take a minute: a thousand silent
+    callers held all descriptors of both doors for so long.
+    """
+
+    def __init__(self, listener: socket.socket, context: ssl.SSLContext, make: Callable[[], _Protocol]) -> None:
+        self._listener = listener
+        self._context = context
+        self._make = make
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Take connections from now on."""
+        self._listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept())
+
+    def end(self) -> None:
+        """Take no more, and hang up on those that are not yet connections."""
+        for task in filter(None, (self._accepting, *self._under_way)):
+            task.cancel()
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError:  # no descriptors just now, or a caller who has gone again
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            protocol = self._make()
+            if len(protocol.connections) + len(self._under_way) >= protocol.most_connections:
+                connection.close()
+                continue
+            task = loop.create_task(self._greet(connection, protocol))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _greet(self, connection: socket.socket, protocol: _Protocol) -> None:
+        with contextlib.suppress(OSError):  # ssl's errors and timeouts are such
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=_GREETING_S,
+                ssl_shutdown_timeout=_FAREWELL_S,
+            )
 
 
 class _Uvicorn(uvicorn.Server):

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -340,6 +340,33 @@ def test_http_is_closed_like_grpc(models, authority, tmp_path):
             assert (await ask("/readyz", ca=other.pem))[0] == 200
 
     asyncio.run(scene())
+
+
+def test_callers_who_never_greet_stay_within_the_limit_of_connections(models, authority, tmp_path):
+    """A handshake under way is a connection: far beyond the limit they are hung up on, and none holds up the exit."""
+    cert, key = authority.issue(tmp_path / "server")
+    settings = replace(OPEN, http_address="127.0.0.1:0", max_connections=2, tls_cert=cert, tls_key=key)
+
+    async def scene():
+        async with serving(models, settings) as address:
+            lines = [await asyncio.open_connection(*address.split(":")) for _ in range(60)]
+            reading = [asyncio.create_task(_ended(reader)) for reader, _ in lines]
+            async with asyncio.timeout(8):  # sooner than a handshake's own limit
+                while sum(task.done() for task in reading) < 60 - 2 - 33:
+                    await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED, timeout=0.05)
+            assert not all(task.done() for task in reading)
+        async with asyncio.timeout(8):
+            await asyncio.gather(*reading)
+        for _, writer in lines:
+            writer.close()
+
+    asyncio.run(scene())
+
+
+async def _ended(reader):
+    """Wait until the other side has hung up, in whichever way."""
+    with suppress(ConnectionError):
+        await reader.read()
 
 
 def test_a_client_whose_authority_was_withdrawn_is_let_in_no_more(models, authority, tmp_path):
