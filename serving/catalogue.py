@@ -1,13 +1,14 @@
 """Which models are here, in which state, and which version of each answers: the newest good one, or the pinned one.
 
 `refresh` brings this in line with the folder while requests are answered: versions that appear are loaded and proved
-before anyone can reach them, those that vanish leave. A version that fails is remembered with its reason, never
-serves, and is tried again only when its folder changes. Knows no grpc.
+before anyone can reach them, those that vanish leave, which `obey` sees to while others are loaded. A version that
+fails is remembered with its reason, never serves, and is tried again only when its folder changes. Knows no grpc.
 """
 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.memory import return_memory
 from serving.reasons import plain_line, public_reason
-from serving.shelves import Entry, Shelf, Shelves, fingerprint
+from serving.shelves import Entry, Fingerprint, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed
 from serving.versions import VersionPolicy
 
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 class Catalogue:
-    """Name → shelf. Read from the event loop at any time; `load_all`, `refresh` and `release` run in a thread."""
+    """Name → shelf. Read from the event loop at any time; what loads, looks at the folder or closes runs in threads."""
 
     def __init__(
         self,
@@ -48,6 +49,8 @@ class Catalogue:
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
+        self._swapping = threading.Lock()  # what leaves a shelf is closed once
+        self._glimpsed: dict[Path, Fingerprint] = {}  # folders that may still be on their way here
         self._leaving: list[ServedModel] = []
         self._pins: dict[str, int] = {}
         self._complaints = Complaints()
@@ -76,11 +79,26 @@ class Catalogue:
         self._unnamed.begin_with(self._shelves.names())
         self._is_loaded = True
 
-    def refresh(self) -> None:
+    def obey(self) -> None:
+        """Follow pins, and let go of versions whose folders have left, as far as that takes no loading.
+
+        For while `refresh` loads, which may take long: a rollback does not wait for it.
+        """
+        with suppress(BundleError, SettingsError):  # `refresh` complains
+            self._pins = self._policy.read_pins()
+            there = {name: set(versions(self._models, name)) for name in model_names(self._models)}
+            for name in set(there) & set(self._shelves.names()):
+                known, ready = self._shelves[name].entries, set(self._shelves[name].ready())
+                if ready & there[name]:
+                    self._remove(name, {entry.version for entry in known} - there[name])
+                self._choose(name)
+
+    def refresh(self, *, waits_for_whole: bool = False) -> None:
         """Bring the shelves in line with the folder and the pins; blocks while new versions are proved.
 
         What leaves is out of reach at once; `release` closes it. A folder that cannot be read, or is suddenly empty, is
-        taken for a lost mount: what serves goes on serving.
+        taken for a lost mount: what serves goes on serving. With `waits_for_whole` a version is tried when two looks in
+        a row found the same there: one that is copied file by file is no bad one.
         """
         with self._refreshing:
             self._complaints.look_again()
@@ -101,7 +119,7 @@ class Catalogue:
                 except BundleError as error:  # its folder alone
                     self._complaints.tell(f"{error}; {name} stays as it is")
                 else:
-                    self._refresh_model(name, there)
+                    self._refresh_model(name, there, waits_for_whole=waits_for_whole)
 
     def release(self, timeout_s: float) -> None:
         """Close what has left, when its requests are answered, for at most timeout_s seconds each; blocks."""
@@ -187,16 +205,19 @@ class Catalogue:
         self._choose(name)
         return "" if self._shelves[name].ready() else next(iter(reasons), f"{self._models / name}: no versions")
 
-    def _refresh_model(self, name: str, there: list[int]) -> None:
+    def _refresh_model(self, name: str, there: list[int], *, waits_for_whole: bool) -> None:
         pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
         known = {entry.version for entry in self._shelves[name].entries}
-        if set(self._shelves[name].ready()) & set(there):
+        ready = set(self._shelves[name].ready())
+        if ready & set(there):
             self._remove(name, known - set(there))  # at once: a rollback does not wait for others to be loaded
+        elif ready:
+            waits_for_whole = False  # what answers has left
         stays: set[int] = set()
         ready_count = 0
         for version in reversed(there):
             if ready_count < self._policy.keep or version == pin or (shadow and version == shadow.version):
-                self._bring_up(name, version)
+                self._bring_up(name, version, waits_for_whole=waits_for_whole)
                 self._choose(name)  # at once: older ones, which are only kept, may take their time
                 stays.add(version)
                 ready_count += version in self._shelves[name].ready()
@@ -207,12 +228,16 @@ class Catalogue:
                 f"{name}: pinned to version {pin}, which cannot serve; {self._shelves[name].answering} does"
             )
 
-    def _bring_up(self, name: str, version: int) -> str:
+    def _bring_up(self, name: str, version: int, *, waits_for_whole: bool = False) -> str:
         """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
         folder, known = self._models / name / str(version), self._shelves[name].get(version)
         seen = fingerprint(folder)
         if self._is_closing or (known is not None and known.fingerprint == seen):
             return known.reason if known else "shutting down"
+        if waits_for_whole and self._glimpsed.get(folder) != seen:
+            self._glimpsed[folder] = seen
+            return "its files have just changed"
+        self._glimpsed.pop(folder, None)
         serving = known if known is not None and known.state == "READY" else None
         entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
         if serving is None:
@@ -228,19 +253,21 @@ class Catalogue:
             refused = replace(entry, state="FAILED") if serving is None else serving
             self._shelves.put(replace(refused, reason=public_reason(reason, models=self._models), fingerprint=seen))
             return reason
-        self._shelves.put(replace(entry, state="READY", served=served))
-        if serving is not None and serving.served is not None:
-            self._leaving.append(serving.served)
+        with self._swapping:
+            before = self._shelves[name].get(version)
+            self._shelves.put(replace(entry, state="READY", served=served))
+            if before is not None and before.served is not None:
+                self._leaving.append(before.served)
         return ""
 
     def _remove(self, name: str, gone: set[int]) -> None:
-        leaving = [entry for entry in self._shelves[name].entries if entry.version in gone]
-        self._shelves.change(name, lambda shelf: shelf.without(gone))
+        with self._swapping:
+            leaving = [entry for entry in self._shelves[name].entries if entry.version in gone]
+            self._shelves.change(name, lambda shelf: shelf.without(gone))
+            self._leaving += [entry.served for entry in leaving if entry.served is not None]
         self._choose(name)
         for entry in leaving:
             log.info("version leaves", model=name, version=entry.version, state=entry.state)
-            if entry.served is not None:
-                self._leaving.append(entry.served)
 
     def _choose(self, name: str) -> None:
         before = self._shelves[name].answering

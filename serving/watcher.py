@@ -5,7 +5,7 @@ models often lie, nor the renamed links of a mounted ConfigMap; a look costs one
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -46,14 +46,23 @@ class Watcher:
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _look_on(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                await self._in_thread(self._catalogue.refresh)
-            except Exception:
-                log.exception("looking at the models folder failed; it is tried again")
-            self._publish()  # before old versions are closed: their last requests may take long
-            await self._in_thread(partial(self._catalogue.release, self._drain_s))
-            if not self._every_s:
-                return
+        refreshing = asyncio.create_task(self._refresh(waits_for_whole=False))
+        while self._every_s and not self._stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._every_s)
+            if refreshing.done() and not self._stopping.is_set():
+                refreshing = asyncio.create_task(self._refresh(waits_for_whole=True))
+            elif not refreshing.done():
+                await self._try(partial(asyncio.to_thread, self._catalogue.obey))
+        await refreshing
+
+    async def _refresh(self, *, waits_for_whole: bool) -> None:
+        await self._try(partial(self._in_thread, partial(self._catalogue.refresh, waits_for_whole=waits_for_whole)))
+        await self._in_thread(partial(self._catalogue.release, self._drain_s))
+
+    async def _try(self, look: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await look()
+        except Exception:
+            log.exception("looking at the models folder failed; it is tried again")
+        self._publish()  # before old versions are closed: their last requests may take long

@@ -324,6 +324,53 @@ def test_version_that_is_copied_bit_by_bit_serves_once_it_is_whole(models):
         assert (server.states()[2], server.answering()) == ("READY", 2)
 
 
+def test_a_version_that_is_copied_slowly_is_tried_once(models):
+    """Each look finds more of it: nothing is refused, and what serves is left alone until all has come."""
+    whole = tiny_bundle.write(models).rename(models / "whole")
+    with Running(models, watch_s=0) as server:
+        until(server._server._watcher._task.done, what="the only look")
+        target = models / "colours" / "2"
+        target.mkdir()
+        for name in ("bundle.json", "model.onnx", "golden/red.png"):
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copy(whole / name, target / name)
+            server.catalogue.refresh(waits_for_whole=True)
+            assert server.states() == {1: "READY"}
+        shutil.copytree(whole / "golden", target / "golden", dirs_exist_ok=True)
+        server.catalogue.refresh(waits_for_whole=True)
+        server.catalogue.refresh(waits_for_whole=True)
+        assert (server.states()[2], server.answering()) == ("READY", 2)
+        assert server.metrics.load_failures.labels("colours")._value.get() == 0
+
+
+@pytest.mark.parametrize("how", ["pin", "hide"])
+def test_a_rollback_does_not_wait_for_a_load_that_takes_for_ever(models, tmp_path, how):
+    """Version 3 hangs while it is proved; health and calls follow the operator meanwhile."""
+    pins, may_load = tmp_path / "pins", threading.Event()
+    pins.write_text("")
+    tiny_bundle.write(models)
+
+    def load_slowly(folder):
+        if folder.name == "3":
+            may_load.wait(LIMIT_S)
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    server = Running(models, load=load_slowly, pins_file=pins)
+    with server, plain_channel(server.address) as channel:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="both")
+        tiny_bundle.write(models)
+        until(lambda: server.states().get(3) == "LOADING", what="the look")
+        if how == "pin":
+            pins.write_text("colours=1\n")
+        else:
+            hide(models / "colours" / "2")
+        until(lambda: classify(channel) == "1", what="the rollback")
+        check = health_pb2_grpc.HealthStub(channel).Check
+        loading = check(health_pb2.HealthCheckRequest(service="colours/3"), timeout=LIMIT_S)
+        assert loading.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        may_load.set()
+
+
 def test_changed_folder_replaces_a_serving_version_only_by_a_good_one(models):
     """What proved itself goes on serving while its folder holds something bad."""
     with Running(models, watch_s=0) as server:
