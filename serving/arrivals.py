@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 import grpc
 import structlog
 
-from serving.errors import QueueFullError, TryLaterError
+from serving.errors import DeadlineExceededError, QueueFullError
 from serving.memory import private_bytes, return_memory
 from serving.service import Context, abort
+from serving.ticket import past_deadline
 
 _LOOK_S: Final = 0.02  # at a gigabyte a second 20 MB come between two looks
 _RETRY_S: Final = 1.0
@@ -39,12 +40,12 @@ class Arrivals:
         *,
         allowed_bytes: int,
         max_message_bytes: int,
-        on_refusal: Callable[[str, TryLaterError], None],
+        on_refusal: Callable[[str, BaseException], None],
         used_bytes: Callable[[], int] = private_bytes,
     ) -> None:
         """Let messages arrive while this process uses no more than `allowed_bytes`, and one in any case.
 
-        `on_refusal` hears the method of a call that was refused, such as "/classifier.v1.Classifier/Classify".
+        `on_refusal` hears the method of a call that ends so, such as "/classifier.v1.Classifier/Classify", and why.
         """
         self._allowed = allowed_bytes
         self._max_message = max_message_bytes
@@ -67,6 +68,10 @@ class Arrivals:
             self._look_soon()
         try:
             message = await context.read()
+        except asyncio.CancelledError as error:  # the caller has gone, or the message was too large
+            if context in self._coming and not is_stream:  # a stream may end between two messages
+                self._on_refusal(method, late(context) or error)
+            raise
         finally:
             self.forget(context)
         return message if isinstance(message, bytes) else None  # grpc.aio.EOF
@@ -125,3 +130,9 @@ class Arrivals:
         self._on_refusal(coming.method, error)
         with suppress(grpc.aio.BaseError):  # said by the library of every call that is aborted
             await abort(context, error)
+
+
+def late(context: Context) -> DeadlineExceededError | None:
+    """Return the error of a call whose deadline has passed; else nothing."""
+    left_s = context.time_remaining()
+    return past_deadline() if left_s is not None and left_s <= 0 else None

@@ -154,7 +154,7 @@ class Dispatcher:
             self.count_refusal(error, door=door)
             raise
 
-    def count_refusal(self, error: Exception, *, door: Door, model: str = "") -> None:
+    def count_refusal(self, error: BaseException, *, door: Door, model: str = "") -> None:
         """Count a request that a door refused by itself, before there was anything to classify."""
         status = status_name(error)
         self._metrics.requests.labels(door, model, status).inc()

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from serving.arrivals import Arrivals
+from serving.arrivals import Arrivals, late
 from serving.errors import InvalidRequestError, MessageTooLargeError, ServingError
 from serving.fields import count_fields, input_type
 from serving.observability import HEADER, begin_request, current_request_id
@@ -23,6 +23,7 @@ from serving.tokens import Gate
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # of every rpc: messages of any type pass
 Behaviour = Callable[[object, Context], Any]  # its result: awaitable, or an async iterator
+_END_S: Final = 0.01  # after which the library says that a call has ended of which it says that no message will come
 _MAX_OPEN_BYTES: Final = 4096  # of a message to a service that asks for no token: a name
 
 
@@ -47,7 +48,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         max_fields: int,
         open_services: tuple[str, ...] = (),
         check_room: Callable[[str, float | None], None] = lambda *_: None,
-        on_refusal: Callable[[str, ServingError], None] = lambda *_: None,
+        on_refusal: Callable[[str, BaseException], None] = lambda *_: None,
         tracing: Tracing | None = None,
     ) -> None:
         self._gate = gate
@@ -125,8 +126,20 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         """Return the message of a call that brings one."""
         message = await self._arrivals.read(context, method, is_stream=False)
         if message is None:
-            raise InvalidRequestError("found no message, wanted one")
+            raise await self._no_message(context, method)
         return await self._decoded(message, decode, method)
+
+    async def _no_message(self, context: Context, method: str) -> ServingError:
+        """Count a call whose messages end without one; return why, or end as cancelled where the call has ended too."""
+        was_late = late(context)
+        try:
+            await asyncio.sleep(_END_S)
+        except asyncio.CancelledError as cancelled:  # the caller has gone, or the message was too large
+            self._on_refusal(method, was_late or cancelled)
+            raise
+        error = was_late or InvalidRequestError("found no message, wanted one")
+        self._on_refusal(method, error)
+        return error
 
     async def _messages(
         self, context: Context, method: str, decode: Callable[[bytes], object], check: Callable[[], object]

@@ -19,7 +19,7 @@ from serving.catalogue import Catalogue
 from serving.connections import connection_options
 from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher, Door
-from serving.errors import ServingError, StartupError
+from serving.errors import StartupError
 from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
 from serving.http_body import BodyLimits, BodyReader
@@ -208,7 +208,7 @@ class Server:
         if door is not None:
             self._dispatcher.check_room(door=door, time_left_s=time_left_s)
 
-    def _count_refusal(self, method: str, error: ServingError) -> None:
+    def _count_refusal(self, method: str, error: BaseException) -> None:
         door = _DOORS.get(method) or _STREAM_DOORS.get(method)
         if door is not None:
             self._dispatcher.count_refusal(error, door=door)

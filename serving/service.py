@@ -22,7 +22,7 @@ from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.classifier import ServedModel
 from serving.dispatcher import Dispatcher
-from serving.errors import InvalidRequestError, TryLaterError, status_name, without_frames
+from serving.errors import InvalidRequestError, RateLimitedError, TryLaterError, status_name, without_frames
 from serving.shelves import Entry
 from serving.steps import Verdict
 
@@ -184,7 +184,9 @@ async def abort(context: Context, error: Exception) -> NoReturn:
 def _push_back(code: grpc.StatusCode, error: TryLaterError) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailers that tell a client, and its gRPC library, when to try again."""
     shortest, longest = _RETRY_MS
-    retry_ms = min(longest, max(shortest, round(1000 * error.retry_after_s)))
+    retry_ms = max(shortest, round(1000 * error.retry_after_s))
+    if not isinstance(error, RateLimitedError):  # how long a queue takes is a guess
+        retry_ms = min(longest, retry_ms)
     detail = AnyMessage()
     detail.Pack(RetryInfo(retry_delay=Duration(seconds=retry_ms // 1000, nanos=retry_ms % 1000 * 1_000_000)))
     status = Status(code=code.value[0], message=str(error), details=[detail])

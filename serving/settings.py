@@ -19,6 +19,7 @@ from serving.versions import VersionPolicy, parse_pins, parse_shadows
 _LEAST_RENEWAL_S: Final = 30.0
 _LEAST_CALLS: Final = 100  # of a connection: where few may queue, the others are to hear that
 _MOST_S: Final = 1_000_000.0  # gRPC takes milliseconds in 31 bits
+_MOST: Final = 1_000_000_000  # of anything: gRPC counts in 31 bits too
 _MOST_BYTES: Final = 2**31 - 1  # of a message, likewise
 
 
@@ -58,7 +59,7 @@ class ServerSettings:
     decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
     max_batch: Annotated[int, _setting("Take at most so many images at once; 0: as planned, 32 on CUDA.", low=0)] = 0
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0, high=60_000)] = 0.0
-    max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1)] = 256
+    max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1, high=_MOST)] = 256
     max_queue_bytes: Annotated[int, _setting("Queue at most so many encoded bytes per model.", low=1)] = 256 * 2**20
     max_queue_ms: Annotated[float, _setting("Refuse what would wait longer than so many ms.", low=1)] = 1000.0
     max_images_per_request: Annotated[int, _setting("Accept at most so many images a request.", low=1)] = 64
@@ -69,8 +70,10 @@ class ServerSettings:
     max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1, high=_MOST_BYTES)] = (
         64 * 2**20
     )
-    max_concurrent_streams: Annotated[int, _setting("Run so many calls a connection; 0: twice what queues.", low=0)] = 0
-    max_connections: Annotated[int, _setting("Take at most so many connections at each door.", low=1)] = 400
+    max_concurrent_streams: Annotated[
+        int, _setting("Run so many calls a connection; 0: twice what queues.", low=0, high=_MOST)
+    ] = 0
+    max_connections: Annotated[int, _setting("Take at most so many connections at each door.", low=1, high=_MOST)] = 400
     max_connection_age_s: Annotated[
         float, _setting("Renew connections after so many s; 0: never.", low=0, high=_MOST_S)
     ] = 600.0

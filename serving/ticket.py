@@ -27,5 +27,5 @@ class Ticket(NamedTuple, Generic[Answer]):
 
 
 def past_deadline() -> DeadlineExceededError:
-    """Return the error of an item that waited too long."""
-    return DeadlineExceededError("the deadline passed while this waited in the queue; allow more time or send less")
+    """Return the error of an item whose answer would be, or is, too late."""
+    return DeadlineExceededError("the deadline passed before this was answered; allow more time or send less")

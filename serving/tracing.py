@@ -5,6 +5,7 @@ of it is imported. Continues the caller's trace (W3C traceparent, or what OTEL_P
 sent.
 """
 
+import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ class OpenTelemetry:
             request = RequestSpan(self._tracer, span)
             try:
                 yield request
+            except asyncio.CancelledError:  # no Exception: the library would take it for an answer
+                span.set_status(trace.Status(trace.StatusCode.ERROR, "cancelled, or late"))
+                raise
             finally:
                 request.finish()
 

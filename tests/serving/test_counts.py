@@ -27,6 +27,38 @@ def test_bytes_that_are_no_message_are_counted(models):
         assert counted(server.metrics) == {("classifier.v1", "INVALID_ARGUMENT"): 4}
 
 
+def test_calls_that_bring_no_message_are_counted(models):
+    """None at all; one that is too large for the library."""
+    with Running(models, max_message_bytes=1000) as server, plain_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as empty:
+            channel.stream_unary(CLASSIFY)(iter([]))
+        assert empty.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.RpcError) as large:
+            channel.unary_unary(CLASSIFY)(bytes(1001))
+        assert large.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        until(lambda: sum(counted(server.metrics).values()) == 2, what="the count")
+        assert counted(server.metrics)["classifier.v1", "INVALID_ARGUMENT"] == 1
+
+
+@pytest.mark.parametrize(("timeout", "status"), [(0.3, "DEADLINE_EXCEEDED"), (None, "CANCELLED")])
+def test_calls_that_end_before_their_message_has_come_are_counted(models, timeout, status):
+    """At their deadline, or because the caller goes."""
+    never = threading.Event()
+
+    def nothing():
+        never.wait(60)
+        yield b""
+
+    with Running(models) as server, plain_channel(server.address) as channel:
+        call = channel.stream_unary(CLASSIFY).future(nothing(), timeout=timeout)
+        if timeout is None:
+            until(lambda: server._server._rpcs._arrivals._coming, what="the call")
+            call.cancel()
+        until(lambda: counted(server.metrics), what="the count")
+        never.set()
+        assert counted(server.metrics) == {("classifier.v1", status): 1}
+
+
 def test_a_call_that_the_library_ends_at_its_deadline_was_late_and_not_cancelled(models):
     """The engine is busy with it when its time is over."""
     may_run = threading.Event()

@@ -61,6 +61,12 @@ def test_a_new_line_is_read_as_it_was_meant(tmp_path, rate):
     assert read_tokens(tmp_path / "tokens") == (line,)
 
 
+def test_a_rate_too_small_to_be_written_is_no_token_without_a_limit():
+    """It would be rounded to 0, which is none."""
+    with pytest.raises(TokensFileError, match="found 1e-07 requests/s, wanted 0 or at least"):
+        new_token("alice", requests_per_s=1e-7)
+
+
 def test_vanished_file_keeps_its_tokens(gate, tmp_path):
     """Until there is a good one again."""
     (tmp_path / "tokens").unlink()

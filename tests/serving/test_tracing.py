@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased
+from opentelemetry.trace import StatusCode
 from test_http import RED, SETTINGS, ask, form
 from test_process import ENVIRONMENT, port, process, refusal
 
@@ -100,6 +101,17 @@ def test_a_refused_request_is_an_error_and_an_unsampled_one_nothing(models):
 
     (refused,) = spans_of(models, scene)
     assert (refused.status.is_ok, "wanted at least one" in refused.status.description) == (False, True)
+
+
+def test_a_request_whose_caller_has_gone_is_an_error():
+    """Or it would look answered."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with pytest.raises(asyncio.CancelledError), OpenTelemetry(provider).request("http", picture_count=1):
+        raise asyncio.CancelledError
+    (span,) = exporter.get_finished_spans()
+    assert not span.status.is_ok
+    assert span.status.status_code is StatusCode.ERROR
 
 
 def test_untraced_servers_do_not_import_it():
