@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Payload, Row, Answer]):
-    """See the module. `prepare` and `run` are called from several threads at once.
+    """See the module. `prepare` and `run` are called from several threads at once; `run` may fail for single rows.
 
     `occupancy` is shared by all batchers that compute on the same cores.
     """
@@ -43,12 +43,12 @@ class Batcher(Generic[Payload, Row, Answer]):
     def __init__(
         self,
         prepare: Callable[[Payload], Row],
-        run: Callable[[Sequence[Row]], Sequence[Answer]],
+        run: Callable[[Sequence[Row]], Sequence[Answer | Exception]],
         *,
         limits: BatcherLimits,
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
-        run_lone: Callable[[Sequence[Row]], Sequence[Answer]] | None = None,
+        run_lone: Callable[[Sequence[Row]], Sequence[Answer | Exception]] | None = None,
         occupancy: Occupancy | None = None,
     ) -> None:
         self._prepare = prepare
@@ -207,7 +207,10 @@ class Batcher(Generic[Payload, Row, Answer]):
         done = self._clock()
         self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
         for ticket, answer in zip(tickets, answers, strict=True):
-            ticket.future.set_result(answer)
+            if isinstance(answer, Exception):
+                ticket.future.set_exception(answer)
+            else:
+                ticket.future.set_result(answer)
         self._note_pace((done - share.taken) / len(share.live), is_guess=run is self._run_lone)
 
     def _note_pace(self, seconds: float, *, is_guess: bool = False) -> None:

@@ -50,7 +50,8 @@ class Catalogue:
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
         self._swapping = threading.Lock()  # what leaves a shelf is closed once
-        self._glimpsed: dict[Path, Fingerprint] = {}  # folders that may still be on their way here
+        self._glimpsed: dict[Path, Fingerprint] = {}  # in the look before: folders that may still be on their way here
+        self._glimpses: dict[Path, Fingerprint] = {}  # in this one
         self._leaving: list[ServedModel] = []
         self._pins: dict[str, int] = {}
         self._complaints = Complaints()
@@ -101,6 +102,7 @@ class Catalogue:
         a row found the same there: one that is copied file by file is no bad one.
         """
         with self._refreshing:
+            self._glimpsed, self._glimpses = self._glimpses, {}
             self._complaints.look_again()
             try:
                 names = model_names(self._models)
@@ -235,9 +237,8 @@ class Catalogue:
         if self._is_closing or (known is not None and known.fingerprint == seen):
             return known.reason if known else "shutting down"
         if waits_for_whole and self._glimpsed.get(folder) != seen:
-            self._glimpsed[folder] = seen
+            self._glimpses[folder] = seen
             return "its files have just changed"
-        self._glimpsed.pop(folder, None)
         serving = known if known is not None and known.state == "READY" else None
         entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
         if serving is None:

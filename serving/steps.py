@@ -92,8 +92,8 @@ class PictureSteps:
             stages.end("preprocess", start_ns=start_ns)
         return Job(row, stages, done - started)
 
-    def run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
-        """Return a verdict on each picture."""
+    def run(self, jobs: Sequence[Job]) -> Sequence[Verdict | Exception]:
+        """Return a verdict on each picture; an error for one of which the network makes no numbers."""
         try:
             return self._run(jobs)
         except Exception:
@@ -101,14 +101,18 @@ class PictureSteps:
                 self._metrics.on_image_error("INTERNAL")
             raise
 
-    def _run(self, jobs: Sequence[Job]) -> Sequence[Verdict]:
+    def _run(self, jobs: Sequence[Job]) -> Sequence[Verdict | Exception]:
         start_ns = time.time_ns()
         pictures = np.stack([np.asarray(job.image) for job in jobs])
         started = time.perf_counter()
         starts = range(0, len(pictures), self._max_run)
         output = joined([self._model.run(pictures[start : start + self._max_run]) for start in starts])
         inference_s = time.perf_counter() - started
-        rows = probabilities(output.logits, temperature=self._contract.temperature)
+        are_finite = np.all(
+            np.isfinite(output.logits), axis=1, keepdims=True
+        )  # not where a half float overflows
+        logits = np.where(are_finite, output.logits, np.float32(0))
+        rows = probabilities(logits, temperature=self._contract.temperature)
         unknown_below = self._contract.unknown_below
         verdicts = [
             Verdict(row, is_unknown(similarity, unknown_below=unknown_below), job.input_s, inference_s)
@@ -117,8 +121,14 @@ class PictureSteps:
         for job in jobs:
             if job.stages:
                 job.stages.end("inference", start_ns=start_ns)
-        for verdict in verdicts:
+        answers: list[Verdict | Exception] = []
+        for verdict, is_finite in zip(verdicts, are_finite[:, 0], strict=True):
+            if not is_finite:
+                self._metrics.on_image_error("INTERNAL")
+                answers.append(ArithmeticError("the network's answer is not finite"))
+                continue
+            answers.append(verdict)
             best = int(verdict.scores.argmax())
             label = self._contract.labels[best] if self._counts_labels else None
             self._metrics.on_answer(label, score=float(verdict.scores[best]), unknown=verdict.unknown)
-        return verdicts
+        return answers

@@ -1,10 +1,13 @@
 """What is counted of requests that get no answer, and that it is counted once."""
 
+import shutil
 import threading
+from io import BytesIO
 
 import grpc
 import pytest
 import tiny_bundle
+from PIL import Image
 from running import Running, classify, counted, held_by, plain_channel, until
 
 from bundle.runtime import OnnxModel
@@ -89,3 +92,24 @@ def test_pictures_that_the_engine_fails_on_are_counted_and_only_answers_are_time
         assert value("calotype_pictures_total", {**labels, "outcome": "INTERNAL"}) == 1
         assert value("calotype_pictures_total", {**labels, "outcome": "OK"}) == 1
         assert value("calotype_request_seconds_count", {"door": "classifier.v1", "model": "colours"}) == 1
+
+
+def test_a_picture_of_which_the_network_makes_no_numbers_is_no_answer(models):
+    """As where a half float overflows, for a picture unlike the golden ones; its neighbours are answered."""
+    for folder in (models / "colours").iterdir():
+        shutil.rmtree(folder)
+    tiny_bundle.write(models, scale=1.12e38, mean=0.485)
+    out = BytesIO()
+    Image.new("RGB", (48, 48), (255, 0, 255)).save(out, "PNG")
+    overflowing = pb.ClassifyRequest(images=[out.getvalue()])
+    with Running(models) as server, plain_channel(server.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Classify(overflowing)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert stub.Classify(RED).results[0].predictions[0].label == "red"
+        value = server.metrics.registry.get_sample_value
+        labels = {"model": "colours", "version": "1"}
+        assert value("calotype_pictures_total", {**labels, "outcome": "INTERNAL"}) == 1
+        assert value("calotype_pictures_total", {**labels, "outcome": "OK"}) == 1
+        assert 0 <= value("calotype_confidence_sum", {"model": "colours"} | labels) <= 1
