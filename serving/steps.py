@@ -108,9 +108,7 @@ class PictureSteps:
         starts = range(0, len(pictures), self._max_run)
         output = joined([self._model.run(pictures[start : start + self._max_run]) for start in starts])
         inference_s = time.perf_counter() - started
-        are_finite = np.all(
-            np.isfinite(output.logits), axis=1, keepdims=True
-        )  # not where a half float overflows
+        are_finite = np.all(np.isfinite(output.logits), axis=1, keepdims=True)  # not where a half float overflows
         logits = np.where(are_finite, output.logits, np.float32(0))
         rows = probabilities(logits, temperature=self._contract.temperature)
         unknown_below = self._contract.unknown_below

@@ -5,7 +5,7 @@ import socket
 import ssl
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
-from http.client import HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import grpc
@@ -207,7 +207,15 @@ def test_health_and_reflection_can_be_closed(models, tmp_path):
     (tmp_path / "tokens").write_text(str(line))
     settings = replace(OPEN, tokens=tmp_path / "tokens", open_health=False)
 
+    def get(address, path):
+        with closing(HTTPConnection(address, timeout=WAIT_S)) as line:
+            line.request("GET", path)
+            return line.getresponse().status
+
     async def scene():
+        async with serving(models, replace(settings, http_address="127.0.0.1:0")) as address:
+            statuses = [await asyncio.to_thread(get, address, path) for path in ("/healthz", "/readyz", "/")]
+        assert statuses == [401, 401, 200]
         async with serving(models, settings) as address, grpc.aio.insecure_channel(address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             metadata = Access(token=token).metadata()

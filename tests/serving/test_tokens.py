@@ -1,6 +1,7 @@
 """The gate alone, with a clock of its own."""
 
 import hashlib
+from contextlib import suppress
 
 import pytest
 
@@ -10,6 +11,7 @@ from serving.tokens import Gate, new_token, read_tokens
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 RIGHT = "Bearer secret"
+REASONS = ("token", "rate")
 
 
 @pytest.fixture
@@ -25,6 +27,19 @@ def gate(tmp_path, clock):
     made = Gate(path, metrics=Metrics(), clock=lambda: clock[-1])
     made.open()
     return made
+
+
+def test_who_is_turned_away_is_counted_by_why(tmp_path):
+    """Strangers apart from those who ask too often."""
+    path, metrics = tmp_path / "tokens", Metrics()
+    path.write_text(f"alice:{HASH}:2\n")
+    gate = Gate(path, metrics=metrics, clock=lambda: 0.0)
+    gate.open()
+    for header in (None, "Bearer wrong", RIGHT, RIGHT, RIGHT):
+        with suppress(UnauthenticatedError, RateLimitedError):
+            gate.check(header)
+    counts = {why: metrics.registry.get_sample_value("calotype_turned_away_total", {"reason": why}) for why in REASONS}
+    assert counts == {"token": 2, "rate": 1}
 
 
 def test_requests_come_back_with_time(gate, clock):
