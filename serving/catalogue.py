@@ -23,7 +23,7 @@ from serving.memory import return_memory
 from serving.reasons import plain_line, public_reason
 from serving.shelves import Entry, Fingerprint, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed
-from serving.versions import VersionPolicy
+from serving.versions import NEWEST, VersionPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -225,14 +225,16 @@ class Catalogue:
                 ready_count += version in self._shelves[name].ready()
         answering = {self._shelves[name].answering} & set(there)
         self._remove(name, {entry.version for entry in self._shelves[name].entries} - stays - answering)
-        if pin is not None and self._shelves[name].answering != pin:
+        if pin is not None and self._shelves[name].answering != pin and self._folder(name, pin) not in self._glimpses:
             self._complaints.tell(
                 f"{name}: pinned to version {pin}, which cannot serve; {self._shelves[name].answering} does"
             )
+        if shadow is not None and shadow.version not in (NEWEST, *there):
+            self._complaints.tell(f"{name}: version {shadow.version} is to shadow it, and is not here")
 
     def _bring_up(self, name: str, version: int, *, waits_for_whole: bool = False) -> str:
         """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
-        folder, known = self._models / name / str(version), self._shelves[name].get(version)
+        folder, known = self._folder(name, version), self._shelves[name].get(version)
         seen = fingerprint(folder)
         if self._is_closing or (known is not None and known.fingerprint == seen):
             return known.reason if known else "shutting down"
@@ -260,6 +262,9 @@ class Catalogue:
             if before is not None and before.served is not None:
                 self._leaving.append(before.served)
         return ""
+
+    def _folder(self, name: str, version: int) -> Path:
+        return self._models / name / str(version)
 
     def _remove(self, name: str, gone: set[int]) -> None:
         with self._swapping:

@@ -125,7 +125,10 @@ def _start_tracing() -> Tracing | None:
         raise StartupError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but not OpenTelemetry; install calotype[otel]"
         ) from error
-    return tracing.start()
+    try:
+        return tracing.start()
+    except ValueError as error:  # the library's own words for a variable that it cannot read
+        raise StartupError(f"OTEL_*: {error}; mend that variable, or set OTEL_SDK_DISABLED=true") from error
 
 
 def _otel(*names: str) -> str:

@@ -84,6 +84,12 @@ def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
         may_go.set()
 
 
+def test_a_candidate_that_is_not_here_is_told(models, capfd):
+    """Nothing would be compared, in silence."""
+    with Running(models, shadow="colours=9:1"):
+        until(lambda: "version 9 is to shadow it, and is not here" in capfd.readouterr().out, what="the complaint")
+
+
 def test_versions_with_other_labels_are_compared_by_name():
     """A label that one of them lacks has probability 0 there."""
     left, right = np.array([0.25, 0.75]), np.array([0.5, 0.25, 0.25])

@@ -144,6 +144,13 @@ def test_what_is_not_sent_here_is_refused_and_none_is_none(models, monkeypatch, 
     assert done.stdout.strip() == "None"
 
 
+def test_a_variable_that_cannot_be_read_is_one_line(models, monkeypatch):
+    """The library says which."""
+    monkeypatch.setitem(ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(ENVIRONMENT, "OTEL_BSP_SCHEDULE_DELAY", "-1")
+    assert "OTEL_*: " in refusal(models)
+
+
 def test_a_collector_that_is_down_does_not_hold_up_the_exit(models, monkeypatch):
     """The library would try it for half a minute."""
     monkeypatch.setitem(ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
