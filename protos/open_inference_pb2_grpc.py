@@ -127,7 +127,8 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """Answers come in request order; a request that fails gets an error_message, and the stream goes on.
+        """Answers come in request order; a request that fails gets an error_message, and the stream goes on. It ends with a
+        message that is none, and with one beyond the rate of its token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
