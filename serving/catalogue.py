@@ -49,10 +49,8 @@ class Catalogue:
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
-        self._swapping = threading.Lock()  # what leaves a shelf is closed once
         self._glimpsed: dict[Path, Fingerprint] = {}  # in the look before: folders that may still be on their way here
         self._glimpses: dict[Path, Fingerprint] = {}  # in this one
-        self._leaving: list[ServedModel] = []
         self._pins: dict[str, int] = {}
         self._complaints = Complaints()
         self._is_loaded = False
@@ -87,11 +85,9 @@ class Catalogue:
         """
         with suppress(BundleError, SettingsError):  # `refresh` complains
             self._pins = self._policy.read_pins()
-            there = {name: set(versions(self._models, name)) for name in model_names(self._models)}
+            there = {name: versions(self._models, name) for name in model_names(self._models)}
             for name in set(there) & set(self._shelves.names()):
-                known, ready = self._shelves[name].entries, set(self._shelves[name].ready())
-                if ready & there[name]:
-                    self._remove(name, {entry.version for entry in known} - there[name])
+                self._let_go(name, there[name])
                 self._choose(name)
 
     def refresh(self, *, waits_for_whole: bool = False) -> None:
@@ -125,10 +121,10 @@ class Catalogue:
 
     def release(self, timeout_s: float) -> None:
         """Close what has left, when its requests are answered, for at most timeout_s seconds each; blocks."""
-        if not self._leaving:
+        if not self._shelves.left:
             return
-        while self._leaving:
-            self._leaving.pop().close(timeout_s)
+        while self._shelves.left:
+            self._shelves.left.pop().close(timeout_s)
         return_memory()
 
     def find(self, model: str = "", version: str = "") -> ServedModel:
@@ -186,7 +182,7 @@ class Catalogue:
         if not self._refreshing.acquire(timeout=timeout_s):  # a look at a folder that does not answer
             return False
         try:
-            served = [*self._leaving, *(entry.served for entry in self.entries() if entry.served is not None)]
+            served = [*self._shelves.left, *(entry.served for entry in self.entries() if entry.served is not None)]
             finished = [model.close(max(0.0, until - time.monotonic())) for model in served]
         finally:
             self._refreshing.release()
@@ -209,12 +205,8 @@ class Catalogue:
 
     def _refresh_model(self, name: str, there: list[int], *, waits_for_whole: bool) -> None:
         pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
-        known = {entry.version for entry in self._shelves[name].entries}
-        ready = set(self._shelves[name].ready())
-        if ready & set(there):
-            self._remove(name, known - set(there))  # at once: a rollback does not wait for others to be loaded
-        elif ready:
-            waits_for_whole = False  # what answers has left
+        if self._shelves[name].ready() and not self._let_go(name, there):
+            waits_for_whole = False  # all that answers has left
         stays: set[int] = set()
         ready_count = 0
         for version in reversed(there):
@@ -223,8 +215,7 @@ class Catalogue:
                 self._choose(name)  # at once: older ones, which are only kept, may take their time
                 stays.add(version)
                 ready_count += version in self._shelves[name].ready()
-        answering = {self._shelves[name].answering} & set(there)
-        self._remove(name, {entry.version for entry in self._shelves[name].entries} - stays - answering)
+        self._keep_only(name, stays | {version for version in there if version == self._shelves[name].answering})
         if pin is not None and self._shelves[name].answering != pin and self._folder(name, pin) not in self._glimpses:
             self._complaints.tell(
                 f"{name}: pinned to version {pin}, which cannot serve; {self._shelves[name].answering} does"
@@ -241,9 +232,8 @@ class Catalogue:
         if waits_for_whole and self._glimpsed.get(folder) != seen:
             self._glimpses[folder] = seen
             return "its files have just changed"
-        serving = known if known is not None and known.state == "READY" else None
         entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
-        if serving is None:
+        if known is None or known.served is None:
             self._shelves.put(entry)
         log.info("loading", model=name, version=version)
         try:
@@ -253,31 +243,32 @@ class Catalogue:
             reason = plain_line(reason)
             log.error("version refused", model=name, version=version, reason=reason)
             self._on_refused(name)
-            refused = replace(entry, state="FAILED") if serving is None else serving
-            self._shelves.put(replace(refused, reason=public_reason(reason, models=self._models), fingerprint=seen))
+            public = public_reason(reason, models=self._models)
+            self._shelves.change(name, lambda shelf: shelf.with_refusal(version, reason=public, fingerprint=seen))
             return reason
-        with self._swapping:
-            before = self._shelves[name].get(version)
-            self._shelves.put(replace(entry, state="READY", served=served))
-            if before is not None and before.served is not None:
-                self._leaving.append(before.served)
+        self._shelves.put(replace(entry, state="READY", served=served))
         return ""
 
     def _folder(self, name: str, version: int) -> Path:
         return self._models / name / str(version)
 
-    def _remove(self, name: str, gone: set[int]) -> None:
-        with self._swapping:
-            leaving = [entry for entry in self._shelves[name].entries if entry.version in gone]
-            self._shelves.change(name, lambda shelf: shelf.without(gone))
-            self._leaving += [entry.served for entry in leaving if entry.served is not None]
+    def _let_go(self, name: str, there: list[int]) -> bool:
+        """Let go at once of versions whose folders have left, if one that is there can answer; say whether one can."""
+        if not set(self._shelves[name].ready()) & set(there):
+            return False
+        self._keep_only(name, set(there))
+        return True
+
+    def _keep_only(self, name: str, stays: set[int]) -> None:
+        gone = {entry.version for entry in self._shelves[name].entries} - stays
+        before = self._shelves.change(name, lambda shelf: shelf.without(gone))
         self._choose(name)
-        for entry in leaving:
-            log.info("version leaves", model=name, version=entry.version, state=entry.state)
+        for entry in before.entries:
+            if entry.version in gone:
+                log.info("version leaves", model=name, version=entry.version, state=entry.state)
 
     def _choose(self, name: str) -> None:
-        before = self._shelves[name].answering
-        self._shelves.change(name, lambda shelf: shelf.with_choice(self._pins.get(name)))
+        before = self._shelves.change(name, lambda shelf: shelf.with_choice(self._pins.get(name))).answering
         if self._shelves[name].answering != before:
             log.info("answering version", model=name, version=self._shelves[name].answering, before=before)
 

@@ -70,6 +70,17 @@ class Shelf:
         others = [entry for entry in self.entries if entry.version != new.version]
         return replace(self, entries=tuple(sorted([*others, new], key=lambda entry: entry.version)))
 
+    def with_refusal(self, version: int, *, reason: str, fingerprint: Fingerprint) -> "Shelf":
+        """Return a shelf that tells why what this version's folder holds by now does not serve.
+
+        What serves goes on serving; what has left meanwhile does not come back.
+        """
+        known = self.get(version)
+        if known is None:
+            return self
+        state: State = known.state if known.served else "FAILED"
+        return self.with_entry(replace(known, state=state, reason=reason, fingerprint=fingerprint))
+
     def without(self, versions: set[int]) -> "Shelf":
         """Return a shelf without these versions."""
         return replace(self, entries=tuple(entry for entry in self.entries if entry.version not in versions))
@@ -98,6 +109,7 @@ class Shelves:
     def __init__(self) -> None:
         self._by_name: dict[str, Shelf] = {}  # replaced, never changed
         self._changing = threading.Lock()
+        self.left: list[ServedModel] = []  # what is on no shelf any more, each once: to be closed by who takes it out
 
     def __getitem__(self, name: str) -> Shelf:
         """Return a model's shelf; an empty one where it is not known."""
@@ -119,11 +131,15 @@ class Shelves:
         """Put a version in its place."""
         self.change(entry.name, lambda shelf: shelf.with_entry(entry))
 
-    def change(self, name: str, change: Callable[[Shelf], Shelf]) -> None:
-        """Replace a shelf: one assignment, which readers see whole."""
+    def change(self, name: str, change: Callable[[Shelf], Shelf]) -> Shelf:
+        """Replace a shelf: one assignment, which readers see whole. Return what it was."""
         with self._changing:
-            by_name = {**self._by_name, name: change(self[name])}
+            before, after = self[name], change(self[name])
+            by_name = {**self._by_name, name: after}
             self._by_name = {key: shelf for key, shelf in by_name.items() if shelf.entries}
+            stay = [entry.served for entry in after.entries]
+            self.left += [entry.served for entry in before.entries if entry.served and entry.served not in stay]
+        return before
 
 
 def fingerprint(folder: Path) -> Fingerprint:

@@ -371,6 +371,34 @@ def test_a_rollback_does_not_wait_for_a_load_that_takes_for_ever(models, tmp_pat
         may_load.set()
 
 
+def test_a_version_that_leaves_while_its_changed_folder_is_refused_does_not_come_back(models):
+    """It was let go of meanwhile, and is closed: nobody may be sent to it."""
+    tiny_bundle.write(models)
+    is_loading, may_fail = threading.Event(), threading.Event()
+
+    def loading(folder):
+        if is_changed:
+            is_loading.set()
+            assert may_fail.wait(LIMIT_S)
+            raise BundleError("bad")
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    is_changed, server = [], Running(models, load=loading, watch_s=0)
+    with server, plain_channel(server.address) as channel:
+        until(server._server._watcher._task.done, what="the only look")
+        is_changed.append((models / "colours" / "2" / "bundle.json").touch())
+        looking = threading.Thread(target=server.catalogue.refresh)
+        looking.start()
+        assert is_loading.wait(LIMIT_S)
+        hide(models / "colours" / "2")
+        server.catalogue.obey()
+        may_fail.set()
+        looking.join()
+        server.catalogue.release(LIMIT_S)
+        assert server.states() == {1: "READY"}
+        assert classify(channel) == "1"
+
+
 def test_changed_folder_replaces_a_serving_version_only_by_a_good_one(models):
     """What proved itself goes on serving while its folder holds something bad."""
     with Running(models, watch_s=0) as server:
