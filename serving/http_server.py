@@ -5,8 +5,7 @@ import contextlib
 import math
 import re
 import socket
-import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -16,13 +15,11 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.errors import StartupError
+from serving.greetings import Greetings
 from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
 _OWED_S: Final = 20
-_GREETING_S: Final = 10.0  # of a TLS handshake
-_FAREWELL_S: Final = 1.0  # of its end
-_PAUSE_S: Final = 0.1
 _TOLD: Final = 32
 _CRUMB_BYTES: Final = 64  # the least that a chunk may have on average
 _CHUNKS: Final = 128  # more than any client's odd ones in one piece
@@ -50,7 +47,7 @@ class HttpServer:
         self._drain_s = drain_s
         self._max_connections = max_connections
         self._uvicorn: _Uvicorn | None = None
-        self._greetings: _Greetings | None = None
+        self._greetings: Greetings | None = None
         self._running: asyncio.Task[None] | None = None
         self.port = 0  # while it is off
 
@@ -80,7 +77,10 @@ class HttpServer:
         self._uvicorn = _Uvicorn(config)
         if context is not None:
             make = partial(_Protocol, config, self._uvicorn.server_state, {})
-            self._greetings = _Greetings(listener, context, make)
+            connections, most = self._uvicorn.server_state.connections, self._max_connections + 1 + _TOLD
+            self._greetings = Greetings(
+                listener, context, make, is_full=lambda greeting: len(connections) + greeting >= most
+            )
             self._greetings.start()
         self._running = asyncio.create_task(self._uvicorn.serve(sockets=[] if context else [listener]))
 
@@ -122,14 +122,9 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        if len(self.connections) > self.most_connections:
+        if len(self.connections) > (self.limit_concurrency or 0) + _TOLD:
             transport.abort()
         self._watch()
-
-    @property
-    def most_connections(self) -> int:
-        """How many are kept, those that hear of the limit among them."""
-        return (self.limit_concurrency or 0) + _TOLD
 
     def data_received(self, data: bytes) -> None:
         if self._is_crumbs(data):
@@ -198,58 +193,6 @@ class _Protocol(H11Protocol):
         if self._unread:
             self._unread.cancel()
             self._unread = None
-
-
-class _Greetings:
-    """Takes connections for TLS, and counts those whose handshake is under way among all of them.
-
-    asyncio's servers tell nobody of a connection before its handshake, which may take a minute: a thousand silent
-    callers held all descriptors of both doors for so long.
-    """
-
-    def __init__(self, listener: socket.socket, context: ssl.SSLContext, make: Callable[[], _Protocol]) -> None:
-        self._listener = listener
-        self._context = context
-        self._make = make
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._accepting: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Take connections from now on."""
-        self._listener.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept())
-
-    def end(self) -> None:
-        """Take no more, and hang up on those that are not yet connections."""
-        for task in filter(None, (self._accepting, *self._under_way)):
-            task.cancel()
-        self._listener.close()
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(self._listener)
-            except OSError:  # no descriptors just now, or a caller who has gone again
-                await asyncio.sleep(_PAUSE_S)
-                continue
-            protocol = self._make()
-            if len(protocol.connections) + len(self._under_way) >= protocol.most_connections:
-                connection.close()
-                continue
-            task = loop.create_task(self._greet(connection, protocol))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-
-    async def _greet(self, connection: socket.socket, protocol: _Protocol) -> None:
-        with contextlib.suppress(OSError):  # ssl's errors and timeouts are such
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol,
-                connection,
-                ssl=self._context,
-                ssl_handshake_timeout=_GREETING_S,
-                ssl_shutdown_timeout=_FAREWELL_S,
-            )
 
 
 class _Uvicorn(uvicorn.Server):
