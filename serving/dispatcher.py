@@ -8,10 +8,9 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import Final, Literal
 
 import structlog
@@ -24,7 +23,7 @@ from serving.metrics import Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
 from serving.steps import Payload, Verdict
-from serving.ticket import past_deadline
+from serving.waking import all_done
 
 Door = Literal["classifier.v1", "inference", "http"]
 
@@ -98,11 +97,7 @@ class Dispatcher:
             self._check(images, version)
             deadline = course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
             served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
-            try:
-                async with asyncio.timeout_at(deadline):  # gRPC ends a call by itself; other deadlines are ours alone
-                    await _wait(futures)
-            except TimeoutError as error:
-                raise past_deadline() from error
+            await all_done(futures, deadline=deadline)
             course.outcomes = tuple([_outcome(future) for future in futures])
             if all_or_none:
                 _check_read(course.outcomes)
@@ -213,31 +208,6 @@ def _submit(
         return served.submit(images, deadline=deadline)
     trace.answered_by(served.contract.name, version=served.contract.version)
     return served.submit(images, deadline=deadline, stages=trace.watch(len(images)))
-
-
-async def _wait(futures: Sequence[Future[Verdict]]) -> None:
-    """Wait for all, or cancel them where this is cancelled. One call into the loop; wrapped futures take several."""
-    loop, left = asyncio.get_running_loop(), count(len(futures) - 1, -1)
-    all_done = loop.create_future()
-
-    def on_done(_: Future[Verdict]) -> None:
-        if next(left) == 0:  # one step of the interpreter: several threads may be here
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                loop.call_soon_threadsafe(_set, all_done)
-
-    for future in futures:
-        future.add_done_callback(on_done)
-    try:
-        await all_done
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
-
-
-def _set(event: "asyncio.Future[None]") -> None:
-    if not event.done():
-        event.set_result(None)
 
 
 def _outcome(future: Future[Verdict]) -> Verdict | ImageError:

@@ -6,8 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from bundle.errors import CorruptImageError
-from serving.dispatcher import _outcome, _wait
+from serving.dispatcher import _outcome
 from serving.steps import Verdict
+from serving.waking import all_done
 
 PATIENCE_S = 20
 VERDICT = Verdict(None, False)
@@ -20,7 +21,7 @@ def test_all_pictures_of_a_request_are_awaited():
         futures = [Future() for _ in range(64)]
         futures[0].set_result(VERDICT)
         answering = [threads.submit(future.set_result, VERDICT) for future in futures[2:]]
-        waiting = asyncio.create_task(_wait(futures))
+        waiting = asyncio.create_task(all_done(futures))
         await asyncio.gather(*map(asyncio.wrap_future, answering))
         assert not waiting.done()
         futures[1].set_exception(CorruptImageError("torn"))
@@ -48,7 +49,7 @@ def test_a_cancelled_request_takes_its_pictures_out_of_the_queue():
         done, running, queued = futures = [Future() for _ in range(3)]
         done.set_result(VERDICT)
         running.set_running_or_notify_cancel()
-        waiting = asyncio.create_task(_wait(futures))
+        waiting = asyncio.create_task(all_done(futures))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -68,7 +69,7 @@ def test_an_answer_after_the_loop_has_ended_meets_nobody(caplog):
     async def scene():
         asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
         future.set_running_or_notify_cancel()
-        await _wait([future])
+        await all_done([future])
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(scene())
