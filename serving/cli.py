@@ -5,9 +5,11 @@ Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wron
 
 import json
 import math
+import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -186,6 +188,9 @@ def token(
 
 def main() -> None:
     """Run the command line; expected errors become one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file may have a name that is no UTF-8
     try:
         app()
     except StartupError as error:
@@ -194,9 +199,15 @@ def main() -> None:
         _die(error, exit_code=2 if error.status in ("INVALID_ARGUMENT", "NOT_FOUND") else 1)
     except CalotypeError as error:
         _die(error, exit_code=2)
+    except UnicodeEncodeError as error:
+        _die(f"{error.object!r}: found what is no UTF-8, wanted text", exit_code=2)
+    except OSError as error:  # files to read were handled before
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left would be tried, and fail, again at the exit
+        _die(f"{error.filename or 'stdout'}: {error.strerror or error}; wanted to write there", exit_code=1)
 
 
-def _die(error: CalotypeError, *, exit_code: int) -> None:
+def _die(error: Exception | str, *, exit_code: int) -> None:
     typer.echo(" ".join(str(error).split()), err=True)
     sys.exit(exit_code)
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_bundle
@@ -100,6 +102,41 @@ def test_missing_picture_is_one_line_and_exit_2(address, tmp_path):
     done = command("classify", tmp_path / "none.png", "--address", address)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "none.png" in done.stderr
+
+
+def test_a_picture_whose_name_is_no_utf8_is_classified(address, tmp_path):
+    """The name is shown with its bytes escaped, in the table and in JSON."""
+    named = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    named.write_bytes(tiny_bundle.picture("red"))
+    for options in ((), ("--json",)):
+        done = command("classify", named, "--address", address, *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "red" in done.stdout
+
+
+def test_words_that_are_no_utf8_are_one_line_and_exit_2(address, red):
+    """A model, a service and an address of which protobuf and gRPC can make nothing."""
+    for words in (
+        ("classify", red, "--address", address, "--model", "\udcff"),
+        ("health", "--address", address, "--service", "\udcff"),
+        ("health", "--address", "\udcff:1"),
+    ):
+        done = command(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "UTF-8" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [("classify", "--json"), ("classify",), ("health",), ("run", "--help")])
+def test_a_full_disk_behind_stdout_is_one_line_and_exit_1(address, red, words):
+    """Answers that cannot be written were not given."""
+    more = {"classify": (red, "--address", address), "health": ("--address", address)}.get(words[0], ())
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "serving", *map(str, (*words, *more))]
+        done = subprocess.run(
+            line, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "stdout: No space left on device; wanted to write there\n")
 
 
 @pytest.mark.parametrize(("options", "requests"), [(("--concurrency", 3), 20), (("--rate", 200), 20)])
