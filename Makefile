@@ -27,8 +27,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## check, fit, evaluate, export, serve and classify; DATA=folder for your own pictures
 	$(BIN)/python -m demo.run $(DATA)
 
-test: setup .venv-tritonclient/.ready ## run every test
-	$(BIN)/python -m pytest
+# Each test once, where it belongs: what runs without torch is tested without it.
+test: setup test-serving ## run every test
+	$(BIN)/python -m pytest --ignore=tests/bundle --ignore=tests/serving
 
 .venv-serving/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-serving
