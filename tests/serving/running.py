@@ -40,6 +40,7 @@ class Running:
         self.catalogue = Catalogue(
             models,
             load or (lambda folder: load_model(folder, self.settings, metrics=self.metrics)),
+            default_model=self.settings.default_model,
             policy=self.settings.policy(),
             on_refused=lambda name: self.metrics.load_failures.labels(name).inc(),
         )

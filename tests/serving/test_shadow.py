@@ -1,14 +1,20 @@
 """Candidates on live traffic: what they say is counted, what they do never reaches a caller."""
 
 import threading
+import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import tiny_bundle
 from running import LIMIT_S, Running, classify, load, plain_channel, until
 
+from bundle.contract import Contract, PreprocessSpec
 from serving.loading import load_model
-from serving.shadow import mean_difference
+from serving.metrics import Metrics
+from serving.shadow import Shadow, mean_difference
+from serving.steps import Verdict
+from serving.versions import Shadowing
 
 LABELS = {"model": "colours", "version": "2"}
 
@@ -16,6 +22,83 @@ LABELS = {"model": "colours", "version": "2"}
 def shadowed(server, agreement):
     value = server.metrics.registry.get_sample_value("calotype_shadow_total", {**LABELS, "agreement": agreement})
     return value or 0
+
+
+class Version:
+    """A served version that takes what it is given and answers nothing by itself."""
+
+    def __init__(self, version, *, resize_px=32, queued=0):
+        self.contract = Contract(
+            name="colours",
+            version=version,
+            labels=("red", "blue"),
+            preprocess=PreprocessSpec(resize_px=resize_px, crop_px=24),
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            unknown_below=0.5,
+        )
+        self.queued_items = queued
+        self.taken, self.futures, self.deadline = [], [], None
+
+    def submit(self, images, *, deadline):
+        self.taken += images
+        self.deadline = deadline
+        self.futures = [Future() for _ in images]
+        return self.futures
+
+
+class Shelved:
+    """A catalogue with one candidate."""
+
+    def __init__(self, version):
+        self._version = version
+
+    def candidate(self, name, version):
+        assert (name, version) == ("colours", 2)
+        return self._version
+
+
+def offer(images, *, answering, candidate):
+    """Offer answered pictures to a candidate that is to have them all; return what counts them."""
+    metrics = Metrics()
+    shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=metrics)
+    answer = Verdict(np.array([0.9, 0.1], np.float32), unknown=False, input_s=0.0, inference_s=0.0)
+    shadow.offer(images, [answer] * len(images), answering=answering)
+    return metrics
+
+
+def counted(metrics):
+    """The agreements and how often each was counted."""
+    families = {family.name: family for family in metrics.registry.collect()}
+    samples = families["calotype_shadow"].samples
+    return {sample.labels["agreement"]: sample.value for sample in samples if sample.name.endswith("_total")}
+
+
+@pytest.mark.parametrize(("here", "there"), [(1, 0), (0, 1)])
+def test_a_candidate_gets_nothing_while_anything_waits(here, there):
+    """For the version that answers, whose cores it would take, or for itself."""
+    answering, candidate = Version(1, queued=here), Version(2, queued=there)
+    assert counted(offer([b"one", b"two"], answering=answering, candidate=candidate)) == {"dropped": 2}
+    assert candidate.taken == []
+
+
+def test_a_candidate_takes_no_picture_that_has_waited_for_long():
+    """Its queue holds no more than a second of what nobody waits for."""
+    before, candidate = time.monotonic(), Version(2)
+    offer([b"one"], answering=Version(1), candidate=candidate)
+    assert before < candidate.deadline <= time.monotonic() + 1.0
+
+
+def test_a_candidate_gets_no_pixels_that_were_scaled_for_the_other():
+    """It would be compared on pictures that it never gets; encoded ones it scales itself."""
+    pixels = np.zeros((24, 24, 3), np.uint8)
+    same, other = Version(2), Version(2, resize_px=28)
+    offer([b"encoded", pixels], answering=Version(1), candidate=same)
+    assert len(same.taken) == 2
+    metrics = offer([b"encoded", pixels], answering=Version(1), candidate=other)
+    assert other.taken == [b"encoded"]
+    other.futures[0].set_result(Verdict(np.array([0.2, 0.8], np.float32), unknown=False, input_s=0.0, inference_s=0.0))
+    assert counted(metrics) == {"different": 1}
 
 
 def test_agreement_and_difference_are_counted(models):

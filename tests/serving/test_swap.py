@@ -1,5 +1,6 @@
 """Versions that come, go, fail and are chosen while a server answers: no call may fail for it."""
 
+import asyncio
 import gc
 import os
 import shutil
@@ -20,6 +21,8 @@ from serving.dispatcher import Dispatcher
 from serving.errors import SettingsError, StartupError
 from serving.loading import load_model
 from serving.settings import ServerSettings
+from serving.versions import VersionPolicy
+from serving.watcher import Watcher
 
 
 def hide(folder):
@@ -539,6 +542,76 @@ def test_many_swaps_leave_no_memory_behind(models):
             gc.enable()
         assert server.states() == {versions(models, "colours")[-1]: "READY"}
         assert after - before < 24 * 2**20
+
+
+class Leaver:
+    """A version whose closing is seen."""
+
+    def __init__(self, events):
+        self._events = events
+
+    def close(self, timeout_s):
+        self._events.append("closed")
+        return timeout_s > 0
+
+
+def test_memory_is_given_back_once_what_left_is_closed(models, monkeypatch):
+    """Not before, and not when nothing has left."""
+    events = []
+    monkeypatch.setattr("serving.catalogue.return_memory", lambda: events.append("given back"))
+    catalogue = Catalogue(models, lambda _: Leaver(events), policy=VersionPolicy(keep=1))
+    catalogue.load_all()
+    catalogue.release(1)
+    assert events == []
+    tiny_bundle.write(models)
+    catalogue.refresh()
+    assert events == []
+    catalogue.release(1)
+    assert events == ["closed", "given back"]
+
+
+def test_an_exit_closes_what_had_left_too(models):
+    """A signal may come between a swap and the closing of the old version."""
+    events = []
+    catalogue = Catalogue(models, lambda _: Leaver(events), policy=VersionPolicy(keep=1))
+    catalogue.load_all()
+    tiny_bundle.write(models)
+    catalogue.refresh()
+    assert catalogue.close(LIMIT_S)
+    assert events == ["closed"] * 2
+
+
+def test_health_tells_of_a_swap_before_the_old_version_is_closed():
+    """Its last requests may take as long as --drain-s."""
+    events = []
+
+    class Swapped:
+        def refresh(self, **_):
+            events.append("swapped")
+
+        def release(self, timeout_s):
+            events.append(f"closed within {timeout_s}")
+
+    async def look_once():
+        watcher = Watcher(Swapped(), lambda: events.append("told"), every_s=0, drain_s=7)
+        watcher.start()
+        await watcher.stop()
+
+    asyncio.run(look_once())
+    assert events == ["swapped", "told", "closed within 7"]
+
+
+def test_the_default_model_that_has_left_is_missed_by_name(models):
+    """Requests that name none are not answered by another model instead."""
+    tiny_bundle.write(models, name="tints")
+    with Running(models, watch_s=0, default_model="tints") as server, plain_channel(server.address) as channel:
+        assert server.catalogue.find().contract.name == "tints"
+        hide(models / "tints")
+        server.catalogue.refresh()
+        with pytest.raises(grpc.RpcError, match="no model 'tints'") as caught:
+            classify(channel)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert classify(channel, model="colours") == "1"
 
 
 def resident_bytes():

@@ -178,6 +178,26 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
             channel.close()
 
 
+def test_what_waited_in_a_worker_that_died_is_told_no_more(models):
+    """Its gauges go with it, its counts stay."""
+    with crew(models) as (running, pids, port, _):
+        with connection(port) as channel:
+            classify(channel)
+        dead = min(pids)
+        (folder,) = {path.parent for path in mapped(dead) if path.suffix == ".db"}
+        assert list(folder.glob(f"gauge_live*_{dead}.db"))
+        os.kill(dead, signal.SIGKILL)
+        running.next("worker died")
+        assert not list(folder.glob(f"gauge_live*_{dead}.db"))
+        assert (folder / f"counter_{dead}.db").exists()
+
+
+def mapped(pid):
+    """The files that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+    return {Path(fields[5]) for fields in (line.split(maxsplit=5) for line in lines) if len(fields) == 6}
+
+
 def test_a_worker_that_cannot_be_started_again_just_now_costs_nothing_else(models):
     """The system has no descriptor left for a moment: the others go on, and it is tried again."""
     with crew(models) as (running, pids, port, _):
