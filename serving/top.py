@@ -9,8 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf, nan
-from typing import Final
+from typing import Final, NoReturn
 
 from prometheus_client.parser import text_string_to_metric_families
 from rich.columns import Columns
@@ -122,18 +123,35 @@ def since_start(reading: Reading) -> Span:
 def watch(
     address: str, access: Access, *, every_s: float, console: Console, pause: Callable[[float], None] = time.sleep
 ) -> None:
-    """Show the server until Ctrl-C. Raises ClientError where it is not there at first; later gaps are told."""
-    before = read(address, access)
-    with Live(frame(address, since_start(before)), console=console, auto_refresh=False, screen=True) as live:
-        while True:
-            pause(every_s)
-            try:
-                after = read(address, access)
-            except ClientError as error:
-                live.update(Text(str(error)), refresh=True)
-                continue
-            live.update(frame(address, Span(before, after)), refresh=True)
-            before = after
+    """Show the server until Ctrl-C; where that is no screen, one view below the other.
+
+    Raises ClientError where the server is not there at first; later gaps are told.
+    """
+    first = read(address, access)
+    if not console.is_terminal or console.is_dumb_terminal:
+        _follow(address, access, first, show=console.print, pause=partial(pause, every_s))
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        _follow(address, access, first, show=partial(live.update, refresh=True), pause=partial(pause, every_s))
+
+
+def _follow(
+    address: str,
+    access: Access,
+    before: Reading,
+    *,
+    show: Callable[[RenderableType], None],
+    pause: Callable[[], None],
+) -> NoReturn:
+    show(frame(address, since_start(before)))
+    while True:
+        pause()
+        try:
+            after = read(address, access)
+        except ClientError as error:
+            show(Text(str(error)))
+            continue
+        show(frame(address, Span(before, after)))
+        before = after
 
 
 def frame(address: str, span: Span) -> RenderableType:

@@ -17,7 +17,8 @@ from test_client_and_cli import command
 from test_http import RED, SETTINGS, Held, form, serve, until
 from test_process import port, process
 
-from serving.top import Span, frame, parse, since_start
+from serving.channel import OPEN
+from serving.top import Span, frame, parse, since_start, watch
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
 OF_THE_SCRAPE = {"job", "instance"}  # Prometheus itself adds these
@@ -177,3 +178,32 @@ def test_top_once_prints_a_running_server(models):
     gone = command("top", "--address", "127.0.0.1:1", "--once")
     assert gone.returncode == 1
     assert len(gone.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "screen",
+    [
+        Console(file=StringIO(), width=160, force_terminal=True, _environ={"TERM": "xterm"}),
+        Console(file=StringIO(), width=160, force_terminal=True, _environ={"TERM": "dumb"}),
+        Console(file=StringIO(), width=160),
+    ],
+    ids=["terminal", "dumb terminal", "pipe"],
+)
+def test_top_goes_on_showing_what_it_is_shown_on(models, screen):
+    """Each view at its time, also where nothing can be drawn over; a gap is told."""
+    views = []
+    with process(models, "--http-address", "127.0.0.1:0") as started:
+        address = f"127.0.0.1:{port(started, 'http_port')}"
+
+        def pause(seconds):
+            views.append(screen.file.getvalue())
+            if len(views) == 2:
+                started.kill()
+                started.wait(60)
+            if len(views) == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            watch(address, OPEN, every_s=7, console=screen, pause=pause)
+    assert ["colours" in views[0], "colours" in views[1][len(views[0]) :]] == [True, True]
+    assert "found no metrics" in views[2][len(views[1]) :]
