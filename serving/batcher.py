@@ -22,12 +22,12 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
-from serving.errors import NotReadyError, attempt
+from serving.errors import NotReadyError, ServingError, attempt
 from serving.observer import Observer
 from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, give_way
 from serving.ticket import Ticket, past_deadline
-from serving.waiting import Item, Share, Waiting
+from serving.waiting import Item, Share, Waiting, without_gone
 
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
@@ -99,7 +99,9 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             if self._is_closing:
                 raise NotReadyError("the server is shutting down; send it to another one")
-            self._admission.enter(len(tickets), sum(sizes_bytes), now=now, deadline=deadline)
+            self._or_without_gone(
+                partial(self._admission.enter, len(tickets), sum(sizes_bytes), now=now, deadline=deadline)
+            )
             if self._limits.prepare_threads:
                 self._incoming.extend(zip(tickets, payloads, strict=True))
                 self._has_incoming.notify(len(tickets))
@@ -113,7 +115,26 @@ class Batcher(Generic[Payload, Row, Answer]):
     def check_room(self, *, deadline: float | None = None) -> None:
         """Raise what `submit` would raise for one item of no size."""
         with self._lock:
-            self._admission.check(1, 0, now=self._clock(), deadline=deadline)
+            self._or_without_gone(partial(self._admission.check, 1, 0, now=self._clock(), deadline=deadline))
+
+    def _or_without_gone(self, admit: Callable[[], None]) -> None:
+        """Admit, where it must be without those whose callers have gone."""
+        try:
+            admit()
+        except ServingError:
+            if not self._forget_gone():
+                raise
+            admit()
+
+    def _forget_gone(self) -> int:
+        self._incoming, gone = without_gone(self._incoming, lambda entry: entry[0])
+        gone += self._ready.forget_gone()
+        for ticket in gone:
+            ticket.future.set_running_or_notify_cancel()
+            self._admission.leave(ticket.size_bytes)
+            self._observer.on_drop("cancelled")
+        self._observer.on_queue(self._admission.items)
+        return len(gone)
 
     def close(self, timeout_s: float) -> bool:
         """Stop accepting, finish the queue for at most timeout_s seconds, fail the rest; say whether all was done."""

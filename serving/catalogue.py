@@ -85,9 +85,8 @@ class Catalogue:
         """
         with suppress(BundleError, SettingsError):  # `refresh` complains
             self._pins = self._policy.read_pins()
-            there = {name: versions(self._models, name) for name in model_names(self._models)}
-            for name in set(there) & set(self._shelves.names()):
-                self._let_go(name, there[name])
+            for name in set(model_names(self._models)) & set(self._shelves.names()):
+                self._let_go(name, versions(self._models, name))
                 self._choose(name)
 
     def refresh(self, *, waits_for_whole: bool = False) -> None:
@@ -134,7 +133,8 @@ class Catalogue:
         """
         entry = self.entry(model, version)
         if entry.served is None or entry.state != "READY":
-            raise NotReadyError(f"{entry.name}/{entry.version} is {entry.state}; try again later")
+            advice = "the list of models says why" if entry.state == "FAILED" else "try again later"
+            raise NotReadyError(f"{entry.name}/{entry.version} is {entry.state}; {advice}")
         return entry.served
 
     def entry(self, model: str = "", version: str = "") -> Entry:
@@ -144,7 +144,7 @@ class Catalogue:
         name = model or self._unnamed.choose(self._shelves.names())
         shelf = self._shelves[name]
         if not shelf.entries:
-            raise UnknownModelError(f"no model {name[:64]!r}; `ListModels` names what is served")
+            raise UnknownModelError(f"no model {name[:64]!r}, found {', '.join(self._shelves.names())}")
         return shelf.named(version)
 
     def only(self) -> ServedModel | None:
@@ -238,6 +238,9 @@ class Catalogue:
         log.info("loading", model=name, version=version)
         try:
             served = self._load(folder)
+            if self._is_closing or not fingerprint(folder):
+                served.close(0.0)
+                raise BundleError(f"{folder}: it left, or the server ends, while it was loaded")
         except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the other versions go on
             reason = str(error) if isinstance(error, CalotypeError) else f"{folder}: {type(error).__name__}: {error}"
             reason = plain_line(reason)
@@ -261,16 +264,17 @@ class Catalogue:
 
     def _keep_only(self, name: str, stays: set[int]) -> None:
         gone = {entry.version for entry in self._shelves[name].entries} - stays
-        before = self._shelves.change(name, lambda shelf: shelf.without(gone))
-        self._choose(name)
+        before = self._choose(name, among=lambda shelf: shelf.without(gone))
         for entry in before.entries:
             if entry.version in gone:
                 log.info("version leaves", model=name, version=entry.version, state=entry.state)
 
-    def _choose(self, name: str) -> None:
-        before = self._shelves.change(name, lambda shelf: shelf.with_choice(self._pins.get(name))).answering
-        if self._shelves[name].answering != before:
-            log.info("answering version", model=name, version=self._shelves[name].answering, before=before)
+    def _choose(self, name: str, *, among: Callable[[Shelf], Shelf] = lambda shelf: shelf) -> Shelf:
+        """Choose what answers, of what is left of the shelf; return what the shelf was."""
+        before = self._shelves.change(name, lambda shelf: among(shelf).with_choice(self._pins.get(name)))
+        if self._shelves[name].answering != before.answering:
+            log.info("answering version", model=name, version=self._shelves[name].answering, before=before.answering)
+        return before
 
     def _read_pins(self) -> None:
         try:

@@ -3,7 +3,9 @@
 import logging
 import sys
 import warnings
-from typing import Final
+from contextlib import suppress
+from io import TextIOBase
+from typing import Final, TextIO, cast
 
 import structlog
 from structlog.dev import plain_traceback
@@ -12,6 +14,21 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import Processor
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class _Stderr(TextIOBase):
+    """Standard error, of which a full disk or a reader that has gone costs lines, never what was to be told."""
+
+    def write(self, text: str) -> int:
+        """Write, where that can be done."""
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, likewise."""
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 class _Forward(logging.Handler):
@@ -41,7 +58,8 @@ def configure_logs(*, log_format: str = "console", log_level: str = "info") -> N
     structlog.configure(
         processors=shared + ends,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[log_level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write: several processes share stderr
+        # A line is one write: several processes share stderr.
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,  # else every call binds anew, 8 µs even where its level is off
     )
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of what a stranger's picture contains, a line for each tag

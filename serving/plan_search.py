@@ -13,7 +13,6 @@ import platform
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -68,7 +67,13 @@ def pictures_per_s(run: Run, plan: Plan, *, seconds: float = SECONDS) -> float:
             counts[instance] += plan.max_run
 
     with ThreadPoolExecutor(plan.instances) as pool:
-        deque(pool.map(work, range(plan.instances)), maxlen=0)  # raises what a run raised
+        try:
+            done = [pool.submit(work, instance) for instance in range(plan.instances)]
+        except RuntimeError:  # no more threads are to be had: those that are here would wait for them
+            warmed.abort()
+            raise
+    if errors := [error for one in done if (error := one.exception())]:
+        raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     return sum(counts) / (time.perf_counter() - started)
 
 

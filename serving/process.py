@@ -45,7 +45,7 @@ def run(
 
 async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str) -> None:
     started = time.monotonic()
-    stop = _stop_on_signal()
+    stop = _stop_on_signal(exits_at_second=settings.workers == 1)
     metrics, planner, occupancy = Metrics(), Planner(), Occupancy(decoders=settings.decoders)
     catalogue = Catalogue(
         models,
@@ -136,11 +136,15 @@ def _otel(*names: str) -> str:
     return next(filter(None, (os.environ.get(f"OTEL_{name}") for name in names)), "")
 
 
-def _stop_on_signal() -> asyncio.Event:
+def _stop_on_signal(*, exits_at_second: bool) -> asyncio.Event:
+    """Return what a signal sets.
+
+    A worker may get the same one from the system and from its supervisor, which kills it where a second is meant.
+    """
     stop = asyncio.Event()
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        if stop.is_set() and exits_at_second:
             os._exit(128 + number)
         stop.set()
 

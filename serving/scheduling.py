@@ -30,7 +30,8 @@ def give_way() -> None:
     if hasattr(os, "SCHED_OTHER"):  # on Linux a thread has a niceness of its own
         wanted, thread = os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICENESS, threading.get_native_id()
         if os.getpriority(os.PRIO_PROCESS, thread) < wanted:  # only the privileged may raise it again
-            os.setpriority(os.PRIO_PROCESS, thread, wanted)
+            with suppress(OSError):  # where that is forbidden, it is none the worse for answering
+                os.setpriority(os.PRIO_PROCESS, thread, wanted)
 
 
 def own_cores(count: int) -> tuple[int, ...]:

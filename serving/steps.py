@@ -71,16 +71,19 @@ class PictureSteps:
                 job.stages.end("queue", start_ns=job.stages.admitted_ns)
             return job
         with self._decoding:
-            return self._decode(job.image, job.stages)
+            try:
+                return self._decode(job.image, job.stages)
+            except ImageError as error:
+                self._metrics.on_image_error(error.code)
+                raise
+            except Exception:
+                self._metrics.on_image_error("INTERNAL")
+                raise
 
     def _decode(self, image: bytes, stages: PictureStages | None) -> Job:
         start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
         spec, started = self._contract.preprocess, time.perf_counter()
-        try:
-            picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
-        except ImageError as error:
-            self._metrics.on_image_error(error.code)
-            raise
+        picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
         decoded = time.perf_counter()
         if stages:
             start_ns = stages.end("decode", start_ns=start_ns)

@@ -13,6 +13,7 @@ from serving.ticket import Ticket
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
+Entry = TypeVar("Entry")
 
 
 class Item(NamedTuple, Generic[Row, Answer]):
@@ -58,6 +59,11 @@ class Waiting(Generic[Row, Answer]):
         self._items.clear()
         return tickets
 
+    def forget_gone(self) -> list[Ticket[Answer]]:
+        """Take out what its caller has cancelled."""
+        self._items, gone = without_gone(self._items, lambda item: item.ticket)
+        return gone
+
     def window_s(self, now: float) -> float:
         """Return for how many seconds the oldest may still wait for a run to fill: 0 or less where it is to leave.
 
@@ -99,3 +105,18 @@ class Waiting(Generic[Row, Answer]):
         fill = min(-(-waiting // idle), max_run)
         share = min(max(-(-waiting // limits.instances), fill), limits.max_batch)
         return share if share >= max_run else max(size for size in limits.run_sizes if size <= share)
+
+
+def without_gone(
+    entries: deque[Entry], ticket_of: Callable[[Entry], Ticket[Answer]]
+) -> tuple[deque[Entry], list[Ticket[Answer]]]:
+    """Return the entries whose callers wait for them, and the tickets of the others."""
+    stay: deque[Entry] = deque()
+    gone: list[Ticket[Answer]] = []
+    for entry in entries:  # once: a caller may go at any time
+        ticket = ticket_of(entry)
+        if ticket.future.cancelled():
+            gone.append(ticket)
+        else:
+            stay.append(entry)
+    return stay, gone

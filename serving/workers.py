@@ -37,6 +37,8 @@ _FIRST_PAUSE_S: Final = 0.5
 _STEADY_S: Final = 10.0  # a process that lived so long is started again at once
 _KILL_AFTER_S: Final = 10.0  # beyond the drain
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_NO_ROOM: Final = -signal.SIGBUS  # what the system does where a mapped file cannot be written to disk
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- a folder of its own is made there
 
 log = structlog.get_logger(__name__)
 
@@ -68,8 +70,10 @@ def _only_name(models: Path) -> str:
 
 @contextmanager
 def _metrics_folder() -> Iterator[str]:
+    """Make a folder in shared memory, which no disk that fills up takes away; TMPDIR names another place."""
+    place = None if "TMPDIR" in os.environ or not os.access(_SHARED_MEMORY, os.W_OK) else _SHARED_MEMORY
     try:
-        folder = tempfile.TemporaryDirectory(prefix="calotype-metrics-")
+        folder = tempfile.TemporaryDirectory(prefix="calotype-metrics-", dir=place)
     except OSError as error:
         raise StartupError(
             "several workers keep their metrics in a folder for temporary files, and there is none to write to; name "
@@ -124,10 +128,17 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # the wake-up tells
         try:
-            self._workers = [self._start(place) for place in range(self._settings.workers)]
+            for place in range(self._settings.workers):
+                self._workers.append(self._start_first(place))
             self._watch()
         finally:
             self._stop_all()
+
+    def _start_first(self, place: int) -> _Worker:
+        try:
+            return self._start(place)
+        except OSError as error:
+            raise StartupError(f"worker {place} cannot be started: {error.strerror}; choose fewer --workers") from error
 
     def _start(self, place: int, *, failures: int = 0) -> _Worker:
         usable = sorted(os.sched_getaffinity(0))  # anew: a cpuset may have changed
@@ -178,7 +189,8 @@ class _Supervisor:
         worker.failures = 0 if is_steady else worker.failures + 1
         again_in_s = pause_s(max(0, worker.failures - 1))
         worker.due = time.monotonic() + again_in_s
-        log.error("worker died", worker=place, pid=pid, exit_code=exit_code, again_in_s=again_in_s)
+        why = {"reason": "no room left for its metrics; name another folder in TMPDIR"} if exit_code == _NO_ROOM else {}
+        log.error("worker died", worker=place, pid=pid, exit_code=exit_code, again_in_s=again_in_s, **why)
 
     def _stop_all(self) -> None:
         """Let every process drain; whoever is not done by then, or at a second signal, is killed."""
@@ -186,7 +198,9 @@ class _Supervisor:
         alive = [worker.process for worker in self._workers if worker.process.is_alive()]
         for process in alive:
             process.terminate()
-        until = time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
+        until = (
+            time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
+        )  # at most 2e6: poll(2) takes ms in 31 bits
         while sentinels := [process.sentinel for process in alive if process.is_alive()]:
             ended = wait([self._stop_reader, *sentinels], max(0.0, until - time.monotonic()))
             if not ended or self._stop_reader in ended:

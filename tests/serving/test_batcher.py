@@ -435,3 +435,35 @@ def test_close_that_runs_out_of_time_fails_what_is_left():
     assert not batcher.close(0.0)
     assert isinstance(left.exception(PATIENCE_S), NotReadyError)
     gate.opened.set()
+
+
+@pytest.mark.parametrize("prepare_threads", [0, 1])
+def test_who_has_gone_keeps_nobody_out(prepare_threads):
+    """Of a full queue the cancelled are counted out at once, not when an instance next takes from it."""
+    gate, dropped = Gate(), []
+
+    class Ear(Depths):
+        def on_drop(self, reason):
+            dropped.append(reason)
+
+    ear = Ear()
+    batcher = make(gate, observer=ear, max_queue_items=3, max_batch=1, run_sizes=(1,), prepare_threads=prepare_threads)
+    try:
+        running = submit(batcher, 0)
+        assert gate.entered.acquire(timeout=PATIENCE_S)
+        waiting = submit(batcher, 1, 2, 4)
+        with pytest.raises(QueueFullError):
+            batcher.check_room()
+        for future in waiting[:2]:
+            assert future.cancel()
+        batcher.check_room()
+        assert (batcher.queued_items, ear.heard[-1], dropped) == (1, 1, ["cancelled"] * 2)
+        waiting[2].cancel()
+        more = submit(batcher, 5, 6, 7)
+        assert batcher.queued_items == 3
+        gate.opened.set()
+        assert [future.result(PATIENCE_S) for future in (*running, *more)] == [0, 10, 12, 14]
+    finally:
+        gate.opened.set()
+        assert batcher.close(PATIENCE_S)
+    assert (batcher.queued_items, len(gate.batches)) == (0, 4)

@@ -113,3 +113,17 @@ def test_a_picture_of_which_the_network_makes_no_numbers_is_no_answer(models):
         assert value("calotype_pictures_total", {**labels, "outcome": "INTERNAL"}) == 1
         assert value("calotype_pictures_total", {**labels, "outcome": "OK"}) == 1
         assert 0 <= value("calotype_confidence_sum", {"model": "colours"} | labels) <= 1
+
+
+def test_a_picture_whose_preparation_fails_unforeseen_is_counted(models, monkeypatch):
+    """As those that the engine fails on are."""
+
+    def fail(*_, **__):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("serving.steps.decode_pixels", fail)
+    with Running(models) as server, plain_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError, match="INTERNAL"):
+            classify(channel)
+        labels = {"model": "colours", "version": "1", "outcome": "INTERNAL"}
+        assert server.metrics.registry.get_sample_value("calotype_pictures_total", labels) == 1

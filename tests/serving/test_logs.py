@@ -3,13 +3,22 @@
 import io
 import json
 import logging
+import os
 import secrets
+import signal
+import subprocess
 import sys
 import warnings
 
+import grpc
 import pytest
 import structlog
+import tiny_bundle
+from running import until
+from test_process import ENVIRONMENT
 
+from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
 from serving.logs import configure_logs
 
 
@@ -81,3 +90,46 @@ def test_a_traceback_shows_where_but_no_variable(monkeypatch, log_format):
     told = "".join(stderr.calls)
     assert ("ZeroDivisionError" in told, "test_logs.py" in told, "answer" in told) == (True, True, True)
     assert secret not in told
+
+
+@pytest.mark.parametrize("end", ["a reader that has gone", "a full disk"])
+def test_a_log_that_cannot_be_written_costs_lines_and_nothing_else(models, tmp_path, end):
+    """Refusals are answered, versions come, and SIGTERM drains."""
+    reader, writer = os.pipe()
+    if end == "a full disk":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    address = f"unix:{tmp_path}/socket"
+    words = [sys.executable, "-m", "serving", "run", str(models), "--address", address, "--http-address", "off"]
+    started = subprocess.Popen([*words, "--watch-s", "0.1"], stderr=writer, env=ENVIRONMENT)
+    os.close(writer)
+    os.close(reader)
+    try:
+        with grpc.insecure_channel(address) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            assert stub.Classify(request(), timeout=60, wait_for_ready=True).version == "1"
+            with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+                stub.Classify(pb.ClassifyRequest(), timeout=20)
+            tiny_bundle.write(models)
+            until(lambda: stub.Classify(request(), timeout=20).version == "2", what="the new version")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 0
+    finally:
+        started.kill()
+        started.wait()
+
+
+def request():
+    return pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_what_libraries_say_is_a_line_with_its_source(monkeypatch):
+    """An error stays one; below a warning they are not heard."""
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logs(log_format="json")
+    logging.getLogger("grpc").error("broken %s", "pipe")
+    logging.getLogger("uvicorn").info("hello")
+    (line,) = map(json.loads, stderr.calls)
+    assert (line["event"], line["level"], line["source"]) == ("broken pipe", "error", "grpc")

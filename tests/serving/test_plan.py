@@ -135,8 +135,17 @@ def test_a_network_that_cannot_run_says_so():
     def run(size):
         raise RuntimeError(f"{size} pictures")
 
-    with pytest.raises((RuntimeError, threading.BrokenBarrierError)):
+    with pytest.raises(RuntimeError, match="2 pictures"):
         pictures_per_s(run, RULE)
+
+    def run_once(size):
+        if len(begun) == RULE.instances - 1:
+            raise MemoryError(size)
+        begun.append(size)
+
+    begun = []
+    with pytest.raises(MemoryError):  # and not that a barrier broke
+        pictures_per_s(run_once, RULE)
 
 
 def test_plans_are_remembered_by_model_and_machine(tmp_path):
@@ -287,3 +296,18 @@ def test_what_answers_lone_pictures_is_proved_too(models, monkeypatch):
     (future,) = served.submit([tiny_bundle.picture("red")])
     assert served.contract.labels[int(future.result(PATIENCE_S).scores.argmax())] == "red"
     assert served.close(PATIENCE_S)
+
+
+def test_threads_that_are_not_to_be_had_are_said_and_waited_for_by_nobody(monkeypatch):
+    """Those that are there would stand at the barrier for ever."""
+    start, started = threading.Thread.start, []
+
+    def start_one(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="new thread"):
+        pictures_per_s(lambda _size: None, RULE)

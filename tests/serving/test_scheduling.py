@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_bundle
@@ -11,7 +12,7 @@ from serving.batcher import Batcher
 from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.occupancy import Occupancy
-from serving.scheduling import OwnCore, _move, own_cores
+from serving.scheduling import OwnCore, _move, give_way, own_cores
 from serving.settings import ServerSettings
 
 PATIENCE_S = 20
@@ -161,3 +162,14 @@ def test_a_model_takes_cores_where_its_plan_has_one_thread_for_each(models, monk
         served.submit([tiny_bundle.picture("red")])[0].result(PATIENCE_S)
     assert served.close(PATIENCE_S)
     assert [len(cores) == 1 and cores <= ALL for cores in seen] == [is_pinned]
+
+
+def test_a_system_that_forbids_to_give_way_costs_nothing(monkeypatch):
+    """A service manager may: threads that die of it would leave a server that says SERVING and answers nobody."""
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    with ThreadPoolExecutor(1, initializer=give_way) as pool:
+        assert pool.submit(int, "7").result(PATIENCE_S) == 7

@@ -649,3 +649,64 @@ def test_swap_between_choosing_a_model_and_handing_it_the_pictures(models):
 
         dispatcher = Dispatcher(Swapping(), max_images_per_request=1, metrics=server.metrics)
         assert server.call(dispatcher.classify([tiny_bundle.picture("red")], door="http")).model is new
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_version_that_is_wanted_no_more_when_its_load_ends_never_answers(models, ends):
+    """Its folder has left, or the server ends."""
+    events, catalogue = [], None
+
+    def load_slowly(folder):
+        if folder.name == "2":
+            catalogue.start_draining() if ends else hide(folder)
+        return Leaver(events)
+
+    catalogue = Catalogue(models, load_slowly)
+    catalogue.load_all()
+    tiny_bundle.write(models)
+    catalogue.refresh()
+    assert [entry.state for entry in catalogue.entries() if entry.version == 2] == ["FAILED"]
+    assert events == ["closed"]
+
+
+def test_what_has_just_come_is_not_let_go_for_an_older_look(models, monkeypatch):
+    """While others are loaded, what left is looked for, one model at a time: another's folder may take long to list."""
+    tiny_bundle.write(models, name="shades")
+    catalogue = Catalogue(models, lambda _: Leaver([]), policy=VersionPolicy(keep=2))
+    catalogue.load_all()
+    asked = []
+
+    def swap_meanwhile(place, name):
+        found = versions(place, name)
+        if name == "shades" and not asked:
+            asked.append(name)
+            tiny_bundle.write(models)
+            catalogue.refresh()
+        return found
+
+    monkeypatch.setattr("serving.catalogue.versions", swap_meanwhile)
+    catalogue.obey()
+    assert asked
+    assert [entry.version for entry in catalogue.entries() if entry.name == "colours"] == [1, 2]
+
+
+def test_there_is_no_moment_in_which_nothing_answers(models, monkeypatch):
+    """The version that leaves and the one that takes its place change together."""
+    tiny_bundle.write(models)
+    catalogue = Catalogue(models, lambda _: Leaver([]), policy=VersionPolicy(keep=2))
+    catalogue.load_all()
+    catalogue.refresh()
+    shelves, seen = catalogue._shelves, []
+    change = shelves.change
+
+    def change_and_look(name, how):
+        before = change(name, how)
+        seen.append(shelves[name].answering in shelves[name].ready())
+        return before
+
+    monkeypatch.setattr(shelves, "change", change_and_look)
+    hide(models / "colours" / "2")
+    catalogue.refresh()
+    assert shelves["colours"].answering == 1
+    assert seen
+    assert all(seen)

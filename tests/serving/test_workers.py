@@ -186,6 +186,7 @@ def test_what_waited_in_a_worker_that_died_is_told_no_more(models):
         dead = min(pids)
         (folder,) = {path.parent for path in mapped(dead) if path.suffix == ".db"}
         assert list(folder.glob(f"gauge_live*_{dead}.db"))
+        assert "TMPDIR" in ENVIRONMENT or folder.parent == Path("/dev/shm")  # no disk that others fill
         os.kill(dead, signal.SIGKILL)
         running.next("worker died")
         assert not list(folder.glob(f"gauge_live*_{dead}.db"))
@@ -296,3 +297,43 @@ def test_pauses_grow_to_a_limit():
 def test_a_socket_file_cannot_be_shared(models, tmp_path):
     """One line that says what to do."""
     assert "--workers 1" in refusal(models, "--workers", "2", "--address", f"unix:{tmp_path}/socket")
+
+
+def test_a_worker_drains_though_the_system_tells_it_too(models):
+    """A service manager signals the whole group, and the supervisor each worker: no second wish to end at once."""
+    with crew(models, "--lame-duck-s", "0.5") as (running, pids, _, _):
+        told = min(pids)
+        os.kill(told, signal.SIGTERM)
+        running.next("draining")
+        os.kill(told, signal.SIGTERM)
+        running.next("stopped")
+        assert running.next("worker died")["exit_code"] == 0
+
+
+def test_a_worker_that_found_no_room_for_its_metrics_says_so(models):
+    """The system ends it where a mapped file cannot grow."""
+    with crew(models) as (running, pids, _, _):
+        os.kill(min(pids), signal.SIGBUS)
+        assert "TMPDIR" in running.next("worker died")["reason"]
+
+
+def test_a_worker_that_cannot_be_started_at_first_ends_the_others(models):
+    """Nobody would watch them."""
+    code = (
+        "import sys\n"
+        "from multiprocessing.context import SpawnProcess\n"
+        "from serving import cli\n"
+        "start, started = SpawnProcess.start, []\n"
+        "def start_one(process):\n"
+        "    if started:\n"
+        "        raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "    started.append(start(process))\n"
+        "SpawnProcess.start = start_one\n"
+        "cli.main()\n"
+    )
+    words = ["run", str(models), "--workers", "2", "--address", "127.0.0.1:0", "--http-address", "off"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    last = "worker 1 cannot be started: Resource temporarily unavailable; choose fewer --workers"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, last)
