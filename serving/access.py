@@ -12,8 +12,10 @@ _LOCAL_SCHEMES: Final = ("unix:", "unix-abstract:")
 def check_exposure(settings: ServerSettings, *, address: str) -> None:
     """Raise StartupError for an address that strangers could reach, or read along, unless that is asked for.
 
-    An empty address is not listened on.
+    Also for one without a port, of which the host cannot be told. An empty address is not listened on.
     """
+    if address and not address.startswith(_LOCAL_SCHEMES) and not address.rpartition(":")[2].isdecimal():
+        raise StartupError(f"{address}: found no port, wanted host:port")
     if address and not (settings.insecure or settings.tls_cert or is_loopback(address)):
         raise StartupError(
             f"{address}: can be reached from other machines, and would be in the open; give --tls-cert and --tls-key, "

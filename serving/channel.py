@@ -10,6 +10,7 @@ import grpc
 import typer
 
 from serving.errors import SettingsError
+from serving.pem import load_pair, reason
 
 Options = Sequence[tuple[str, str | int]]
 
@@ -63,22 +64,24 @@ class Access:
             return None
         if self.tls_name:
             raise SettingsError("--tls-name: over HTTP the certificate must have the host's own name; leave it out")
+        return self._context()
+
+    def _context(self) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cafile=self.tls_ca)
-            if self.tls_cert:
-                context.load_cert_chain(self.tls_cert, self.tls_key)
+            if self.tls_cert and self.tls_key:
+                load_pair(context, self.tls_cert, self.tls_key)
         except OSError as error:  # ssl's own errors are OSErrors
-            raise SettingsError(f"{self.tls_ca}: {error.strerror or error}; wanted PEM files") from error
+            names = ", ".join(str(path) for path in (self.tls_ca, self.tls_cert, self.tls_key) if path)
+            raise SettingsError(f"{names}: {reason(error)}; wanted PEM files") from error
         return context
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if self.tls_ca is None:
             return None
-        try:
-            own_key, own_cert = (path.read_bytes() if path else None for path in (self.tls_key, self.tls_cert))
-            return grpc.ssl_channel_credentials(self.tls_ca.read_bytes(), own_key, own_cert)
-        except OSError as error:
-            raise SettingsError(f"{error.filename}: {error.strerror}; wanted a PEM file") from error
+        self._context()  # gRPC would blame the server for files that it cannot use
+        own_key, own_cert = (path.read_bytes() if path else None for path in (self.tls_key, self.tls_cert))
+        return grpc.ssl_channel_credentials(self.tls_ca.read_bytes(), own_key, own_cert)
 
     def _name_option(self) -> Options:
         return [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []

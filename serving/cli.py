@@ -19,7 +19,7 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.errors import CalotypeError
 from bundle.flags import spread
@@ -164,6 +164,7 @@ def health(
             status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
         except grpc.RpcError as error:
             status = error.code().name
+            typer.echo(f"{address}: {' '.join(str(error.details()).split())}", err=True)
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)
@@ -227,7 +228,7 @@ def _as_records(images: list[Path], answers: list[Classification]) -> list[dict[
 
 
 def _print_answers(images: list[Path], answers: list[Classification]) -> None:
-    table = Table("picture", "label", "score")
+    table = Table(Column("picture", overflow="fold"), Column("label", overflow="fold"), "score")
     for path, answer in zip(images, answers, strict=True):
         name, result = escape(str(path)), answer.results[0]  # square brackets would be taken for markup
         if result.error:
@@ -240,7 +241,8 @@ def _print_answers(images: list[Path], answers: list[Classification]) -> None:
 
 
 def _print_measurement(measured: benchmark.Measurement) -> None:
-    table = Table("requests", "seconds", "pictures/s", "p50 ms", "p90 ms", "p99 ms", "errors")
+    errors = Column("errors", overflow="fold")
+    table = Table("requests", "seconds", "pictures/s", "p50 ms", "p90 ms", "p99 ms", errors)
     latencies = (measured.p50_ms, measured.p90_ms, measured.p99_ms)
     table.add_row(
         str(measured.requests),

@@ -39,9 +39,10 @@ _OPTIONS: Final = (
     ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),  # the default 256 KiB would not retry a photograph
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # of 120 s: a server that is back would long be called down
 )
 _NEXT_STEPS: Final = {
-    "UNAVAILABLE": "is the server running and SERVING? try `serving health --address {address}`",
+    "UNAVAILABLE": "is it running and SERVING, and does it want --tls-ca? try `serving health` with the same options",
     "DEADLINE_EXCEEDED": "allow more seconds, or send fewer images",
     "RESOURCE_EXHAUSTED": "the server is busy or the message too large; send less at once",
     "UNAUTHENTICATED": "give --token or CALOTYPE_TOKEN",
@@ -232,5 +233,5 @@ def _models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
 
 def _client_error(error: grpc.RpcError, address: str) -> ClientError:
     status, details = error.code().name, (error.details() or "").strip()
-    next_step = _NEXT_STEPS.get(status, "").format(address=address)
+    next_step = _NEXT_STEPS.get(status, "")
     return ClientError("; ".join(filter(None, (f"{address}: {status}: {details}", next_step))), status=status)

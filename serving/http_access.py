@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import ServingError
 from serving.http_door import on_error
+from serving.observability import name_caller
 from serving.tokens import Gate
 
 HEALTH_PATHS = ("/healthz", "/readyz")
@@ -24,7 +25,7 @@ class TokenDoor:
         if scope["path"] not in self._open:
             shown = Headers(scope=scope).getlist("authorization")
             try:
-                self._gate.check(shown[0] if len(shown) == 1 else None)
+                name_caller(self._gate.check(shown[0] if len(shown) == 1 else None))
             except ServingError as error:
                 refusal = await on_error(Request(scope), error)
                 return await refusal(scope, receive, send)

@@ -122,7 +122,7 @@ class BodyReader:
 
     async def _files(self, request: Request, chunks: AsyncGenerator[bytes]) -> tuple[bytes, ...]:
         most = self._limits.max_images
-        parser = _InMemoryParser(request.headers, chunks, max_files=most, max_fields=0)
+        parser = _InMemoryParser(request.headers, chunks, max_files=most, max_fields=most)
         try:
             form = await parser.parse()
         except (MultiPartException, UnicodeError) as error:  # the latter of a codec that the caller names
@@ -132,7 +132,11 @@ class BodyReader:
             parts = form.multi_items()
             for name, part in parts:
                 if name != FIELD or not isinstance(part, UploadFile):
-                    raise InvalidRequestError(f"form: found a field {name[:32]!r}, wanted only files named {FIELD!r}")
+                    kind = "file" if isinstance(part, UploadFile) else "text"
+                    raise InvalidRequestError(
+                        f"form: found a {kind} {name[:32]!r}, wanted only files named {FIELD!r}, as of "
+                        f"`curl -F {FIELD}=@picture.jpg`"
+                    )
             return tuple([part.file.read() for _, part in parts if isinstance(part, UploadFile)])
         finally:
             await form.close()

@@ -199,6 +199,8 @@ def _result_record(outcome: Verdict | ImageError, model: ServedModel, question: 
 def _model_record(entry: Entry, *, answers: bool) -> dict[str, object]:
     record: dict[str, object] = {"name": entry.name, "version": str(entry.version), "state": entry.state}
     record["answers"] = answers  # requests that name no version
+    if entry.reason:
+        record["reason"] = entry.reason
     if entry.served is not None:
         spec = entry.served.contract.preprocess
         record |= {

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import math
 import re
 import socket
@@ -220,4 +221,9 @@ def _bind(address: str, *, is_shared: bool) -> socket.socket:
             (host.strip("[]"), int(port)), family=family, backlog=_BACKLOG, reuse_port=is_shared
         )
     except (OSError, ValueError, OverflowError) as error:
-        raise StartupError(f"{address}: cannot listen there for HTTP; choose another --http-address, or off") from error
+        found = getattr(error, "strerror", None) or "it is no host:port"
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            found = "another server listens there"
+        raise StartupError(
+            f"{address}: cannot listen there for HTTP, {found}; choose another --http-address, or off"
+        ) from error

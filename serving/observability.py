@@ -34,6 +34,11 @@ def begin_request(given: str) -> str:
     return identity
 
 
+def name_caller(token_name: str) -> None:
+    """Name who asks, by the name of the token, in what is logged of the request that the current task answers."""
+    bind_contextvars(caller=token_name)
+
+
 def current_request_id() -> str:
     """Return the id of the request that the current task answers; empty outside of one."""
     identity: str = get_contextvars().get("request_id", "")

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from serving.arrivals import Arrivals, late
 from serving.errors import InvalidRequestError, MessageTooLargeError, ServingError
 from serving.fields import count_fields, input_type
-from serving.observability import HEADER, begin_request, current_request_id
+from serving.observability import HEADER, begin_request, current_request_id, name_caller
 from serving.packed import Unpacker, is_packed, unpack
 from serving.service import Context, abort
 from serving.stages import Tracing
@@ -83,9 +83,9 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             if gate is not None:
                 authorization = _authorization(handler_call_details)
                 if handler is not None and handler.request_streaming:
-                    gate.authenticate(authorization)
+                    name_caller(gate.authenticate(authorization))
                     return self._guard(handler, method, lambda: gate.check(authorization))
-                gate.check(authorization)
+                name_caller(gate.check(authorization))
         except ServingError as error:
             return _refusal(error)
         return self._guarded.get(method)

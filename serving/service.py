@@ -177,12 +177,18 @@ async def abort(context: Context, error: Exception) -> NoReturn:
         log.error("unforeseen error", exc_info=error)
     without_frames(error)  # which the library keeps from now on
     if isinstance(error, TryLaterError):
-        await context.abort(code, str(error), (*context.trailing_metadata(), *_push_back(code, error)))
+        push_back = _push_back(code, error, time_left_s=context.time_remaining())
+        await context.abort(code, str(error), (*context.trailing_metadata(), *push_back))
     await context.abort(code, str(error) if is_foreseen else "internal error")
 
 
-def _push_back(code: grpc.StatusCode, error: TryLaterError) -> tuple[tuple[str, str | bytes], ...]:
-    """Return the trailers that tell a client, and its gRPC library, when to try again."""
+def _push_back(
+    code: grpc.StatusCode, error: TryLaterError, *, time_left_s: float | None
+) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailers that tell a client, and its gRPC library, when to try again.
+
+    The library is told not to where there is no time for it: it would wait, and say DEADLINE_EXCEEDED in the end.
+    """
     shortest, longest = _RETRY_MS
     retry_ms = max(shortest, round(1000 * error.retry_after_s))
     if not isinstance(error, RateLimitedError):  # how long a queue takes is a guess
@@ -192,5 +198,5 @@ def _push_back(code: grpc.StatusCode, error: TryLaterError) -> tuple[tuple[str, 
     status = Status(code=code.value[0], message=str(error), details=[detail])
     return (
         ("grpc-status-details-bin", status.SerializeToString()),
-        ("grpc-retry-pushback-ms", str(retry_ms)),
+        ("grpc-retry-pushback-ms", str(retry_ms if time_left_s is None or retry_ms < 1000 * time_left_s else -1)),
     )

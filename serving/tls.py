@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from serving.errors import StartupError
+from serving.pem import load_pair, reason
 from serving.settings import ServerSettings
 from serving.watched import WatchedFiles
 
@@ -60,7 +61,7 @@ def first_context(files: TlsFiles) -> ssl.SSLContext:
         return _context(files)
     except OSError as error:  # ssl.SSLError is one
         names = ", ".join(map(str, files.paths()))
-        raise StartupError(f"{names}: {_reason(error)}; wanted PEM files, a certificate and its key") from error
+        raise StartupError(f"{names}: {reason(error)}; wanted PEM files, a certificate and its key") from error
 
 
 def next_context(files: TlsFiles) -> ssl.SSLContext | None:
@@ -68,7 +69,7 @@ def next_context(files: TlsFiles) -> ssl.SSLContext | None:
     try:
         context = _context(files)
     except OSError as error:
-        log.error("certificate refused, the one before it stays", reason=_reason(error))
+        log.error("certificate refused, the one before it stays", reason=reason(error))
         return None
     log.info("certificate read", path=str(files.cert))
     return context
@@ -77,19 +78,10 @@ def next_context(files: TlsFiles) -> ssl.SSLContext | None:
 def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(files.cert, files.key, password=_no_password)
+    load_pair(context, files.cert, files.key)
     if files.client_ca:
         # A resumed session is not verified again: it would outlive its authority. TLS 1.2 resumes without tickets too.
         context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
         context.load_verify_locations(files.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _no_password() -> str:
-    """Keep OpenSSL from asking on the terminal."""
-    raise ssl.SSLError("the key has a password, wanted one without")
-
-
-def _reason(error: OSError) -> str:
-    return getattr(error, "reason", None) or error.strerror or str(error)

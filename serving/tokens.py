@@ -20,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from serving.errors import RateLimitedError, TokensFileError, UnauthenticatedError
+from serving.errors import RateLimitedError, SettingsError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
 from serving.watched import WatchedFiles
 
@@ -48,11 +48,15 @@ class TokenLine:
 
 
 def new_token(name: str, *, requests_per_s: float = 0.0) -> tuple[str, TokenLine]:
-    """Make a random token and its line. Raises TokensFileError where no line can have that name."""
+    """Make a random token and its line. Raises SettingsError where no line can have that name."""
     token = f"calotype_{secrets.token_urlsafe(_TOKEN_BYTES)}"  # the prefix lets secret scanners find lost ones
     line = TokenLine(name=name, digest=_digest(token), requests_per_s=requests_per_s)
-    if _parse_line(str(line), place=repr(name)).requests_per_s == 0 < requests_per_s:
-        raise TokensFileError(f"{name}: found {requests_per_s:g} requests/s, wanted 0 or at least 0.000001")
+    try:
+        parsed = _parse_line(str(line), place=repr(name))
+    except TokensFileError as error:
+        raise SettingsError(str(error)) from error
+    if parsed.requests_per_s == 0 < requests_per_s:
+        raise SettingsError(f"{name}: found {requests_per_s:g} requests/s, wanted 0 or at least 0.000001")
     return token, line
 
 

@@ -4,12 +4,14 @@ Rates and quantiles are those of the time between two readings; of a single read
 """
 
 import http.client
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from math import inf, nan
 from typing import Final, NoReturn
 
@@ -102,8 +104,16 @@ def read(address: str, access: Access = OPEN) -> Reading:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         told = ascii(str(reason))[1:-1]  # what answers there may be no HTTP, and no text
         raise ClientError(
-            f"{address}: found no metrics ({told}); name the server's --http-address", status="UNAVAILABLE"
+            f"{address}: found no metrics ({told}); {_next_step(error, reason)}", status="UNAVAILABLE"
         ) from error
+
+
+def _next_step(error: Exception, reason: object) -> str:
+    if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.UNAUTHORIZED:
+        return "give --token or CALOTYPE_TOKEN"
+    if isinstance(reason, ssl.SSLError | ConnectionResetError):  # http.client's RemoteDisconnected is one too
+        return "name the server's --http-address, and --tls-ca (--tls-cert, --tls-key) where it wants them"
+    return "name the server's --http-address"
 
 
 def parse(text: str, *, at_s: float) -> Reading:
@@ -213,16 +223,20 @@ def _batches(span: Span) -> Table:
 
 def _refusals(span: Span) -> Table:
     refused = (
-        (f"refused: {reason}", span.rate("calotype_rejected_total", reason=reason))
+        (f"pictures refused: {reason}", span.rate("calotype_rejected_total", reason=reason))
         for reason in span.after.values("calotype_rejected_total", "reason")
     )
     unread = (
-        (f"unread: {outcome}", span.rate("calotype_pictures_total", outcome=outcome))
+        (f"pictures unread: {outcome}", span.rate("calotype_pictures_total", outcome=outcome))
         for outcome in span.after.values("calotype_pictures_total", "outcome")
         if outcome != "OK"
     )
-    rows = ((text, f"{rate:.2f}") for text, rate in (*refused, *unread) if rate)
-    return _filled(_table("not answered", "pictures", "per s"), rows)
+    turned_away = (
+        (f"requests turned away: {reason}", span.rate("calotype_turned_away_total", reason=reason))
+        for reason in span.after.values("calotype_turned_away_total", "reason")
+    )
+    rows = ((text, f"{rate:.2f}") for text, rate in (*refused, *unread, *turned_away) if rate)
+    return _filled(_table("not answered", "what", "per s"), rows)
 
 
 def _serving(reading: Reading) -> list[dict[str, str]]:
@@ -235,7 +249,7 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
         is_figure = column.endswith(("ms", "per s", "/s", "waiting")) or (title, column) == ("batches", "pictures")
-        table.add_column(column, justify="right" if is_figure else "left")
+        table.add_column(column, justify="right" if is_figure else "left", overflow="fold")
     return table
 
 

@@ -2,6 +2,7 @@
 "use strict";
 
 const AT_ONCE = 4; // browsers open six connections a host; the rest stay free for the page
+const PATIENCE = 5; // times that a picture waits as long as the server asks, before a person is told
 const WORDS = {
   EMPTY: "The file is empty.",
   NOT_AN_IMAGE: "This is not a picture.",
@@ -10,7 +11,7 @@ const WORDS = {
   CORRUPT: "The picture is damaged.",
   TOO_MANY_PIXELS: "The picture has too many pixels.",
   TOO_LARGE: "The file is too large.",
-  RESOURCE_EXHAUSTED: "The server is busy.",
+  RESOURCE_EXHAUSTED: "The server takes no more just now.",
   UNAVAILABLE: "The server is not ready.",
   DEADLINE_EXCEEDED: "The server took too long.",
   UNAUTHENTICATED: "The token is not valid any more; reload the page to give another.",
@@ -50,6 +51,7 @@ function tokenGiven() {
       }
       sessionStorage.setItem("token", token);
       gate.hidden = true;
+      byId("choose").focus();
       resolve();
     };
   });
@@ -128,7 +130,11 @@ async function ask(job) {
     return showError(job, { code: "UNREACHABLE", message: "The server did not answer; is it running, or is the file too large?" });
   }
   const tookMs = performance.now() - started;
-  if (!answer.ok) return showError(job, { code: told.error.status, message: told.error.message });
+  if (answer.status === 429 && (job.waits = (job.waits ?? 0) + 1) <= PATIENCE) {
+    await new Promise((resolve) => setTimeout(resolve, 1000 * Number(answer.headers.get("retry-after") ?? 1)));
+    return ask(job);
+  }
+  if (!answer.ok) return showError(job, { code: answer.status === 413 ? "TOO_LARGE" : told.error.status, message: told.error.message });
   const [result] = told.results;
   if (result.error) return showError(job, result.error);
   showPredictions(job, result);
@@ -158,7 +164,9 @@ function showError(job, { code, message }) {
     const again = element("button", "Try again", "second");
     again.type = "button";
     again.addEventListener("click", () => {
+      job.waits = 0;
       fill(job, element("p", "Looking …", "working"));
+      job.card.focus(); // the button is gone: the keyboard would be at the top of the page again
       waiting.push(job);
       next();
     });
@@ -192,6 +200,7 @@ document.addEventListener("drop", (event) => {
   else status.textContent = "Nothing to look at there; drop picture files.";
 });
 document.addEventListener("paste", (event) => {
+  if (event.target instanceof HTMLInputElement) return; // a token
   const pictures = [...event.clipboardData.files];
   if (pictures.length) add(pictures);
   else status.textContent = "There is no picture in the clipboard.";

@@ -29,6 +29,9 @@ class FakeContext:
         self.message = asyncio.get_running_loop().create_future()
         self.refused_with = None
 
+    def time_remaining(self):
+        return None
+
     async def read(self):
         return await self.message
 

@@ -13,7 +13,7 @@ import tiny_bundle
 from test_process import ENVIRONMENT, port, process
 
 from serving.bench import percentile
-from serving.client import AsyncClient, Client
+from serving.client import _OPTIONS, AsyncClient, Client
 from serving.errors import ClientError, SettingsError
 from serving.settings import ServerSettings
 
@@ -178,3 +178,29 @@ def test_settings_that_contradict_one_another_are_refused():
 def test_percentile_is_a_value_that_was_measured():
     """Nearest rank."""
     assert [percentile([1, 2, 3, 4], share) for share in (0.5, 0.9, 0.99)] == [2, 4, 4]
+
+
+def test_a_client_soon_finds_a_server_that_is_back():
+    """gRPC waits up to two minutes: calls failed for 5 s after an outage of 20 s, for 12 s after one of 90 s."""
+    assert dict(_OPTIONS)["grpc.max_reconnect_backoff_ms"] <= 2000
+
+
+def test_health_says_why_it_got_no_answer():
+    """Status on stdout, for scripts; the reason on stderr, for people."""
+    done = command("health", "--address", "127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "UNAVAILABLE\n")
+    assert "refused" in done.stderr
+
+
+def test_long_names_and_statuses_are_printed_whole(address, red, tmp_path):
+    """In a pipe too, where a table has 80 columns."""
+    folder = tmp_path / ("a-long-folder-name-" * 6)
+    folder.mkdir()
+    shutil.copy(red, folder / "red.png")
+    told = command("classify", folder / "red.png", "--address", address).stdout
+    assert str(folder / "red.png") in "".join(part.strip("\u2502 ") for part in column(told))
+
+
+def column(table):
+    """The first cell of each line of a table."""
+    return [line.split("\u2502")[1].strip() for line in table.splitlines() if line.startswith("\u2502")]

@@ -3,8 +3,11 @@
 import asyncio
 import socket
 import ssl
+import urllib.error
+import urllib.request
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
@@ -12,11 +15,18 @@ import grpc
 import pytest
 import tiny_bundle
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from test_client_and_cli import command
+from test_process import refusal
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
@@ -24,6 +34,7 @@ from serving.access import is_loopback
 from serving.catalogue import Catalogue
 from serving.channel import OPEN as NOTHING
 from serving.channel import Access
+from serving.client import Client
 from serving.errors import ClientError, SettingsError, StartupError
 from serving.loading import load_model
 from serving.metrics import Metrics
@@ -278,7 +289,7 @@ def test_token_command_prints_what_both_sides_need(models, tmp_path):
     assert (without.returncode, len(without.stderr.splitlines())) == (1, 1)
     assert "CALOTYPE_TOKEN" in without.stderr
     assert given.returncode == 0
-    assert (command("token", "a:b").returncode, command("token", "a b").stdout) == (1, "")
+    assert (command("token", "a:b").returncode, command("token", "a b").stdout) == (2, "")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "example.com:0", "ipv4:127.0.0.1:0,192.0.2.1:0"])
@@ -443,3 +454,84 @@ def test_http_in_the_open_is_asked_for_too(models):
 
     with pytest.raises(StartupError, match=r"--tls-cert.*--insecure"):
         asyncio.run(scene())
+
+
+def test_a_limited_caller_hears_why_at_once_where_there_is_no_time_to_wait(models, tmp_path):
+    """The gRPC library would wait for the whole deadline, and say DEADLINE_EXCEEDED."""
+    token, line = new_token("slow", requests_per_s=0.01)
+    (tmp_path / "tokens").write_text(str(line))
+
+    def ask(address):
+        with Client(address, access=Access(token=token)) as client:
+            client.classify([tiny_bundle.picture("red")])
+            with pytest.raises(ClientError, match=r"slow: more than 0\.01 requests/s") as caught:
+                client.classify([tiny_bundle.picture("red")], timeout_s=60)
+        return caught.value.status
+
+    async def scene():
+        async with serving(models, replace(OPEN, tokens=tmp_path / "tokens")) as address:
+            return await asyncio.to_thread(ask, address)
+
+    assert asyncio.run(scene()) == "RESOURCE_EXHAUSTED"
+
+
+def test_a_clients_own_files_are_not_blamed_on_the_server(authority, tmp_path):
+    """What is no certificate, a key of another one, a key with a password: each before anything is asked."""
+    cert, key = authority.issue(tmp_path / "own")
+    _, other = authority.issue(tmp_path / "other")
+    (tmp_path / "none.pem").write_text("no PEM")
+    locked = tmp_path / "locked.key"
+    loaded = load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word")))
+    for access, wanted in (
+        (Access(tls_ca=tmp_path / "none.pem"), "none.pem"),
+        (Access(tls_ca=authority.pem, tls_cert=cert, tls_key=other), "other.key"),
+        (Access(tls_ca=authority.pem, tls_cert=cert, tls_key=locked), "has a password"),
+    ):
+        for open_it in (partial(access.channel, "127.0.0.1:1"), access.tls_context):
+            with pytest.raises(SettingsError, match=wanted):
+                open_it()
+
+
+def test_a_servers_key_with_a_password_is_one_line(models, authority, tmp_path):
+    """Nobody is asked for it on a terminal."""
+    cert, key = authority.issue(tmp_path / "own")
+    loaded = load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word")))
+    assert "the key has a password" in refusal(models, "--tls-cert", cert, "--tls-key", key)
+
+
+@pytest.mark.parametrize("option", ["--address", "--http-address"])
+def test_an_address_without_a_port_is_told_as_such(models, option):
+    """And not that it can be reached from other machines."""
+    assert refusal(models, option, "localhost") == "localhost: found no port, wanted host:port"
+
+
+def test_a_request_is_logged_with_the_name_of_its_token(models, tmp_path, capfd):
+    """At both doors: whose requests are refused is what an operator asks."""
+    token, line = new_token("alice")
+    (tmp_path / "tokens").write_text(str(line))
+
+    def ask(server):
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"), grpc.insecure_channel(server) as channel:
+            classifier_pb2_grpc.ClassifierStub(channel).Classify(
+                pb.ClassifyRequest(), timeout=WAIT_S, metadata=Access(token=token).metadata()
+            )
+
+    async def scene():
+        for http in ("off", "127.0.0.1:0"):
+            settings = replace(OPEN, tokens=tmp_path / "tokens", http_address=http)
+            async with serving(models, settings) as address:
+                if http == "off":
+                    await asyncio.to_thread(ask, address)
+                    continue
+                asked = urllib.request.Request(
+                    f"http://{address}/v1/classify", b"", dict(Access(token=token).metadata()), method="POST"
+                )
+                with pytest.raises(urllib.error.HTTPError, match="400"):
+                    await asyncio.to_thread(urllib.request.urlopen, asked)
+
+    asyncio.run(scene())
+    lines = [line for line in capfd.readouterr().out.splitlines() if "INVALID_ARGUMENT" in line]
+    assert len(lines) == 2
+    assert all("caller=alice" in line for line in lines)

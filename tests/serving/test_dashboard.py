@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import tiny_bundle
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from test_client_and_cli import command
 from test_http import RED, SETTINGS, Held, form, serve, until
 from test_process import port, process
 
-from serving.channel import OPEN
-from serving.top import Span, frame, parse, since_start, watch
+from serving.channel import OPEN, Access
+from serving.errors import ClientError
+from serving.tokens import new_token
+from serving.top import Span, frame, parse, read, since_start, watch
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
 OF_THE_SCRAPE = {"job", "instance"}  # Prometheus itself adds these
@@ -207,3 +210,34 @@ def test_top_goes_on_showing_what_it_is_shown_on(models, screen):
             watch(address, OPEN, every_s=7, console=screen, pause=pause)
     assert ["colours" in views[0], "colours" in views[1][len(views[0]) :]] == [True, True]
     assert "found no metrics" in views[2][len(views[1]) :]
+
+
+def test_top_shows_who_was_turned_away():
+    """Requests, not pictures: nobody has looked how many they bring."""
+    text = '# TYPE calotype_turned_away counter\ncalotype_turned_away_total{reason="token"} 100\n'
+    console = Console(width=140, file=StringIO())
+    console.print(frame("here:8080", Span(parse(text.replace("100", "80"), at_s=0), parse(text, at_s=10))))
+    assert re.search(r"requests turned away: token\W+2\.00", console.file.getvalue())
+
+
+def test_top_tells_what_is_missing(models, tmp_path):
+    """A token, or TLS: the address is right."""
+    token, line = new_token("alice")
+    (tmp_path / "tokens").write_text(str(line))
+    with process(models, "--http-address", "127.0.0.1:0", "--tokens", str(tmp_path / "tokens")) as started:
+        address = f"127.0.0.1:{port(started, 'http_port')}"
+        with pytest.raises(ClientError, match="give --token"):
+            read(address)
+        assert read(address, Access(token=token)).samples
+    ca = trustme.CA()
+    cert, key, pem = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    made = ca.issue_cert("127.0.0.1")
+    made.cert_chain_pems[0].write_to_path(str(cert))
+    made.private_key_pem.write_to_path(str(key))
+    trustme.CA().cert_pem.write_to_path(str(pem))
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    with process(models, "--http-address", "127.0.0.1:0", *tls) as started:
+        address = f"127.0.0.1:{port(started, 'http_port')}"
+        for access in (OPEN, Access(tls_ca=pem)):
+            with pytest.raises(ClientError, match="--tls-ca"):
+                read(address, access)

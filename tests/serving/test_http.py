@@ -731,6 +731,29 @@ def test_every_answer_forbids_what_it_does_not_need(running):
 
 def test_a_taken_port_is_one_line(models, running):
     """And the process ends."""
-    assert "cannot listen there for HTTP; choose another --http-address, or off" in refusal(
-        models, "--http-address", f":{running}"
-    )
+    told = refusal(models, "--http-address", f":{running}")
+    assert "another server listens there; choose another --http-address, or off" in told
+
+
+def test_a_version_that_cannot_answer_says_where_the_reason_is(models):
+    """Not to try again later; and the list has it, as over gRPC."""
+    tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.9)
+
+    async def scene(server, asking):
+        _, bad = (await asking("/v1/models")).json["models"]
+        assert "golden picture" in bad["reason"]
+        asked = await asking("/v1/models/colours:classify?version=2", body=RED)
+        assert (asked.status, "the list of models says why" in asked.json["error"]["message"]) == (503, True)
+        unknown = await asking("/v1/models/roses:classify", body=RED)
+        assert (unknown.status, unknown.json["error"]["message"]) == (404, "no model 'roses', found colours")
+
+    serve(models, scene)
+
+
+def test_a_forgotten_at_sign_is_told(running):
+    """`curl -F images=picture.jpg` sends the name."""
+    body = b'--cut\r\ncontent-disposition: form-data; name="images"\r\n\r\npicture.jpg\r\n--cut--\r\n'
+    reply = ask(running, "/v1/classify", body=body, headers={"content-type": "multipart/form-data; boundary=cut"})
+    assert reply.status == 400
+    assert "found a text 'images', wanted only files named 'images'" in reply.json["error"]["message"]
+    assert "images=@picture.jpg" in reply.json["error"]["message"]

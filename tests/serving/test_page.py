@@ -24,6 +24,13 @@ _DROP = (
 _PASTE = _DATA % 'event = new ClipboardEvent("paste", { clipboardData: data }); document.dispatchEvent(event);'
 
 
+_PASTE_TEXT = """(text) => {
+  const data = new DataTransfer();
+  data.setData("text/plain", text);
+  document.activeElement.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+}"""
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """A server of two models, of one of them not the newest version."""
@@ -172,6 +179,7 @@ def test_a_server_that_is_gone_is_said_in_words_and_can_be_tried_again(browser, 
         expect(page.locator(".wrong")).to_contain_text("did not answer")
         page.context.set_offline(False)
         page.get_by_role("button", name="Try again").click()
+        expect(page.locator(".card")).to_be_focused()  # not the top of the page
         expect(page.locator(".bars li").first).to_contain_text("red")
 
 
@@ -207,3 +215,25 @@ def test_a_server_with_tokens_asks_for_one_and_keeps_it_for_the_tab(browser, tmp
         other.goto(page.url)
         expect(other.locator("#gate")).to_be_visible()
         other.close()
+
+
+def test_pictures_wait_as_long_as_a_rate_limit_asks(browser, tmp_path):
+    """Several at once are more than the token's rate: all of them are answered in the end, without a click."""
+    tiny_bundle.write(tmp_path / "models")
+    token, line = new_token("alice", requests_per_s=2)
+    (tmp_path / "tokens").write_text(str(line))
+    options = ("--http-address", ":0", "--tokens", str(tmp_path / "tokens"))
+    with (
+        process(tmp_path / "models", *options) as started,
+        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
+    ):
+        page = seen.page
+        expect(page.locator("#token")).to_be_focused()
+        page.evaluate(_PASTE_TEXT, token)
+        expect(page.locator("#status")).to_have_text("")  # a token is no missing picture
+        page.locator("#token").fill(token)
+        page.keyboard.press("Enter")
+        expect(page.locator("#choose")).to_be_focused()
+        page.locator("#files").set_input_files([upload("red", name=f"{number}.png") for number in range(6)])
+        expect(page.locator(".bars")).to_have_count(6)
+        expect(page.locator(".wrong")).to_have_count(0)

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from serving.errors import RateLimitedError, TokensFileError, UnauthenticatedError
+from serving.errors import RateLimitedError, SettingsError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
 from serving.tokens import Gate, new_token, read_tokens
 
@@ -78,7 +78,7 @@ def test_a_new_line_is_read_as_it_was_meant(tmp_path, rate):
 
 def test_a_rate_too_small_to_be_written_is_no_token_without_a_limit():
     """It would be rounded to 0, which is none."""
-    with pytest.raises(TokensFileError, match="found 1e-07 requests/s, wanted 0 or at least"):
+    with pytest.raises(SettingsError, match="found 1e-07 requests/s, wanted 0 or at least"):
         new_token("alice", requests_per_s=1e-7)
 
 
