@@ -178,7 +178,7 @@ def _print(found: list[Sample], quiet: tuple[Sample, Sample], *, unforeseen: int
         ("descriptors, left over", after.descriptors - before.descriptors, 0),
         ("threads, left over", after.threads - before.threads, SPARE_THREADS),
         ("unforeseen errors in the log", unforeseen, 0),
-        ("exit code after SIGTERM", exit_code, 0),
+        ("exit code after SIGTERM", abs(exit_code), 0),
     )
     table = Table("after all", "wanted at most", "found", "")
     for name, value, most in rows:

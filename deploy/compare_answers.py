@@ -12,7 +12,7 @@ import typer
 from bundle import golden
 from bundle.errors import CalotypeError
 from bundle.repository import model_names, newest
-from bundle.runtime import OnnxModel, open_model
+from bundle.runtime import OnnxModel
 from bundle.scores import probabilities
 from serving.client import Client
 
@@ -22,7 +22,7 @@ def main(address: str, models: Path, pictures: list[Path]) -> None:
     try:
         with Client(address) as client:
             for name in model_names(models):
-                model = open_model(newest(models, name))
+                model = golden.open_proved(newest(models, name)).model  # the variant that a server chooses
                 for picture in pictures:
                     typer.echo(f"{name}, {picture.name}: ", nl=False)
                     typer.echo(_compare(client, model, picture.read_bytes()))

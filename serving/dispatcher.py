@@ -85,9 +85,9 @@ class Dispatcher:
         time_left_s: float | None = None,
         all_or_none: bool = False,
     ) -> Answers:
-        """Run encoded pictures, or uint8 (crop, crop, 3) ones, and return probabilities or an ImageError for each.
+        """Run encoded pictures, or uint8 (crop, crop, 3) ones, and return a Verdict or an ImageError for each.
 
-        An empty model means the only or default one, an empty version the newest ready. Raises the errors of
+        An empty model means the only or default one, an empty version the one that answers. Raises the errors of
         `errors.STATUS`; with `all_or_none` also for the first picture that cannot be read. When the call is cancelled,
         its pictures leave the queue.
         """

@@ -78,7 +78,10 @@ class BodyReader:
                 arriving.reschedule(0.0)  # in the loop's time: long past
 
     async def read(self, request: Request) -> Body:
-        """Return the request's pictures. Raises the errors of this module's imports, nothing else."""
+        """Return the request's pictures.
+
+        Raises InvalidRequestError, QueueFullError, DeadlineExceededError, NotReadyError or CallerGoneError.
+        """
         body = Body(self)
         try:
             async with asyncio.timeout(0.0 if self._is_closing else _ARRIVAL_S) as arriving:

@@ -1,7 +1,7 @@
 """The HTTP door: pictures in, JSON out; health, metrics and the page beside it. Starlette's side, without a socket.
 
-Statuses are those of `errors.STATUS`, translated; every error is JSON. No path in a request reaches the file system:
-the page is read once, from the package. Knows no grpc.
+Statuses are those of `errors.STATUS`, translated; every error that is raised here is JSON. No path in a request reaches
+the file system: the page is read once, from the package. Knows no grpc.
 """
 
 import asyncio

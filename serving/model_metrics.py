@@ -63,7 +63,7 @@ class ModelMetrics(Observer):
         self._stages[stage].observe(seconds)
 
     def on_reject(self, reason: str, *, count: int) -> None:
-        """Count pictures that were refused at the door."""
+        """Count pictures that were refused at the door, or dropped before they were run."""
         self._metrics.rejected.labels(*self._labels, reason).inc(count)
 
     def on_answer(self, label: str | None, *, score: float, unknown: bool) -> None:

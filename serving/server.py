@@ -58,7 +58,7 @@ _STREAM_DOORS: Final[dict[str, Door]] = {  # a request a message
 
 
 class Server:
-    """One server in one event loop: `startup`, then `shutdown`. `port` is the bound one after `startup`."""
+    """One server in one event loop: `startup`, `say_serving`, `shutdown`. `port` is the bound one after `startup`."""
 
     def __init__(
         self, catalogue: Catalogue, settings: ServerSettings, *, metrics: Metrics, tracing: Tracing | None = None
@@ -114,7 +114,7 @@ class Server:
         return self._http.port
 
     async def startup(self) -> None:
-        """Listen, load every model off the event loop, then say SERVING. Raises StartupError."""
+        """Listen, and load every model off the event loop; one of several workers loads first. Raises StartupError."""
         for address in (self._settings.address, self._http.address):
             check_exposure(self._settings, address=address)
         if self._gate:

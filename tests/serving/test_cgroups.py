@@ -100,3 +100,19 @@ def test_a_server_under_a_quota_of_half_a_core_plans_for_one(half_a_core, models
     command = [sys.executable, "-c", script, str(models / "colours" / "1")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.stdout.splitlines()[-1:] == ["1 3 True"], done.stderr
+
+
+def test_a_quota_beyond_the_cores_that_are_here_gives_no_more_of_them(tmp_path, monkeypatch):
+    """Eight may be allowed where three are."""
+    monkeypatch.setattr("serving.cgroups._ROOT", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    write(tmp_path, cpu__max="800000 100000")
+    assert usable_cores() == 3
+
+
+def test_what_arrives_may_take_three_quarters_of_a_workers_memory(tmp_path, monkeypatch):
+    """The rest is for what is here."""
+    monkeypatch.setattr("serving.cgroups._ROOT", tmp_path)
+    write(tmp_path, memory__max=str(400 * 2**20))
+    assert ServerSettings().memory_bytes == 300 * 2**20
+    assert ServerSettings(workers=2).memory_bytes == 150 * 2**20

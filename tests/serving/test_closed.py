@@ -535,3 +535,24 @@ def test_a_request_is_logged_with_the_name_of_its_token(models, tmp_path, capfd)
     lines = [line for line in capfd.readouterr().out.splitlines() if "INVALID_ARGUMENT" in line]
     assert len(lines) == 2
     assert all("caller=alice" in line for line in lines)
+
+
+def test_tls_connections_that_come_and_go_leave_room_for_others(models, authority, tmp_path):
+    """Far more than may be at once, one after the other."""
+    cert, key = authority.issue(tmp_path / "server")
+    settings = replace(OPEN, tls_cert=cert, tls_key=key, http_address="127.0.0.1:0", max_connections=2)
+    context = Access(tls_ca=authority.pem).tls_context()
+
+    def ask(address):
+        found = []
+        for _ in range(50):
+            with closing(HTTPSConnection(address, context=context, timeout=WAIT_S)) as connection:
+                connection.request("GET", "/healthz")
+                found.append(connection.getresponse().status)
+        return set(found)
+
+    async def scene():
+        async with serving(models, settings) as address:
+            return await asyncio.to_thread(ask, address)
+
+    assert asyncio.run(scene()) == {200}

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bundle.preprocess import PreprocessSpec
 from bundle.signature import sign, write_keys
 from serving.client import Client
+from serving.top import read
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -180,3 +181,22 @@ def test_only_signed_bundles_serve_where_that_is_required(models, tmp_path):
 def test_missing_key_file_stops_the_start(models, tmp_path):
     """A server that is to trust nobody serves nothing."""
     assert "keys.pub: No such file" in refusal(models, "--require-signature", str(tmp_path / "keys.pub"))
+
+
+def test_a_second_signal_ends_a_single_process_at_once(models):
+    """It would go on answering for another minute."""
+    with process(models, "--http-address", "off", "--lame-duck-s", "60") as started:
+        port(started)
+        started.send_signal(signal.SIGTERM)
+        while json.loads(started.stderr.readline())["event"] != "draining":
+            pass
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(30) == 128 + signal.SIGTERM
+
+
+def test_a_process_counts_the_versions_that_it_refuses(models):
+    """Of which an alarm is made."""
+    tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.9)
+    with process(models, "--http-address", "127.0.0.1:0") as started:
+        reading = read(f"127.0.0.1:{port(started, 'http_port')}")
+    assert reading.total("calotype_model_load_failures_total") == 1

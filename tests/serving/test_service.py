@@ -2,21 +2,25 @@
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from io import BytesIO
 
 import grpc
+import numpy as np
 import pytest
 import tiny_bundle
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from PIL import Image
 from running import counted
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.catalogue import Catalogue
+from serving.client import AsyncClient
 from serving.errors import QueueFullError
 from serving.loading import load_model
 from serving.metrics import Metrics
@@ -372,3 +376,83 @@ def test_watchers_do_not_hold_up_the_shutdown(models):
             await asyncio.wait_for(stopping, timeout=SETTINGS.drain_s / 3)
 
     asyncio.run(scene())
+
+
+def test_no_more_calls_watch_health_than_may(models, monkeypatch):
+    """Strangers may watch; who leaves makes room."""
+    monkeypatch.setattr("serving.health._MAX_WATCHERS", 2)
+
+    async def scene():
+        async with serving(models) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+            for call in watching:
+                assert (await call.read()).status == SERVING
+            with pytest.raises(grpc.aio.AioRpcError, match="2 calls watch already"):
+                await stub.Watch(health_pb2.HealthCheckRequest()).read()
+            watching[0].cancel()
+            async with asyncio.timeout(20):
+                while True:  # until the server has heard that one has left
+                    call = stub.Watch(health_pb2.HealthCheckRequest())
+                    with suppress(grpc.aio.AioRpcError):
+                        return (await call.read()).status
+
+    assert asyncio.run(scene()) == SERVING
+
+
+@pytest.mark.parametrize("version", ["\u00b2", "v1", "-1", "1 "])
+def test_a_version_is_a_number_in_ascii(models, version):
+    """Anything else is a mistake, not a version that is not here."""
+
+    async def scene():
+        async with serving(models) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await classifier_pb2_grpc.ClassifierStub(channel).Classify(request("red", version=version))
+        return caught.value.code()
+
+    assert asyncio.run(scene()) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_large_picture_is_tried_again_once_there_is_room(models):
+    """By the gRPC library, after the server's push-back: the client does not hear of a queue that was full."""
+    refused = []
+
+    class Full:
+        def __init__(self, served):
+            self._served = served
+
+        def __getattr__(self, name):
+            return getattr(self._served, name)
+
+        def submit(self, images, **fields):
+            if not refused:
+                refused.append(len(images[0]))
+                raise QueueFullError("full", retry_after_s=0.01)
+            return self._served.submit(images, **fields)
+
+    picture = noise(640)
+
+    async def scene():
+        server = Server(
+            Catalogue(models, lambda folder: Full(load_model(folder, SETTINGS, metrics=METRICS))),
+            SETTINGS,
+            metrics=Metrics(),
+        )
+        await server.startup()
+        try:
+            await server.say_serving()
+            async with AsyncClient(f"127.0.0.1:{server.port}") as client:
+                return await client.classify([picture])
+        finally:
+            await server.shutdown()
+
+    assert asyncio.run(scene()).results[0].predictions
+    assert refused == [len(picture)]
+    assert len(picture) > 2**20
+
+
+def noise(side):
+    """A picture that no format makes small."""
+    data = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(data, "PNG")
+    return data.getvalue()

@@ -337,3 +337,28 @@ def test_a_worker_that_cannot_be_started_at_first_ends_the_others(models):
     )
     last = "worker 1 cannot be started: Resource temporarily unavailable; choose fewer --workers"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, last)
+
+
+def test_one_signal_drains_all_workers_each_in_a_session_of_its_own(models):
+    """Ctrl-C in a terminal would reach workers twice, and the first signal is no second one."""
+    with process(models, "--workers", "2", "--http-address", "off", "--lame-duck-s", "0.5") as started:
+        running = Crew(started)
+        pids = [running.next("worker started")["pid"] for _ in range(2)]
+        for _ in pids:
+            running.next("SERVING")
+        assert [os.getsid(pid) for pid in pids] == pids
+        started.send_signal(signal.SIGTERM)
+        for _ in pids:
+            running.next("stopped")
+        assert started.wait(PATIENCE_S) == 0
+
+
+def test_a_worker_that_dies_young_again_and_again_is_waited_for_longer(models):
+    """Started anew at once each time it would do little else."""
+    with crew(models) as (running, pids, _, _):
+        os.kill(min(pids), signal.SIGKILL)
+        assert running.next("worker died")["again_in_s"] == 0
+        again = running.next("worker started")["pid"]
+        running.next("SERVING")
+        os.kill(again, signal.SIGKILL)
+        assert running.next("worker died")["again_in_s"] > 0
