@@ -44,6 +44,7 @@ def test_a_connection_has_the_limits_that_are_documented():
     options = dict(connection_options(ServerSettings(drain_s=5.0)))
     assert options["grpc.keepalive_time_ms"] == 60_000
     assert options["grpc.keepalive_timeout_ms"] == 20_000
+    assert options["grpc.keepalive_permit_without_calls"] == 1  # idle ones too, or a balancer drops them in silence
     assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 10_000
     assert options["grpc.server_handshake_timeout_ms"] == 10_000
     assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 64 * 2**20

@@ -128,6 +128,7 @@ def test_raw_body_and_form_are_answered_as_over_grpc(models):
         for reply in (await asking("/v1/classify", body=RED), await asking("/v1/models/colours:classify", **form(RED))):
             assert (reply.status, reply.json["model"], reply.json["version"]) == (200, "colours", "1")
             assert "total;dur=" in reply.headers["server-timing"]
+            assert reply.headers["cache-control"] == "no-store"
             found = reply.json["results"][0]["predictions"]
             assert [(one["index"], one["label"]) for one in found] == [
                 (one.index, one.label) for one in wanted.results[0].predictions

@@ -5,6 +5,7 @@ import threading
 
 import grpc
 import pytest
+import structlog
 import tiny_bundle
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -128,3 +129,11 @@ def test_a_stranger_hears_nothing_of_the_queue(models, tmp_path):
         assert refusal(channel, CLASSIFY).code().name == "UNAUTHENTICATED"
         let_in = refusal(channel, CLASSIFY, metadata=[("authorization", f"Bearer {token}")])
         assert let_in.code().name == "RESOURCE_EXHAUSTED"
+
+
+def test_refusals_by_the_queue_are_no_line_each(models):
+    """They would cost most when there is least time; at debug they can be seen."""
+    with full(models) as (_, channel), structlog.testing.capture_logs() as lines:
+        refusal(channel, CLASSIFY)
+    (line,) = (line for line in lines if line["event"] == "request")
+    assert (line["log_level"], line["status"]) == ("debug", "RESOURCE_EXHAUSTED")

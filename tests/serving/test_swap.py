@@ -20,6 +20,9 @@ from serving.client import Client
 from serving.dispatcher import Dispatcher
 from serving.errors import SettingsError, StartupError
 from serving.loading import load_model
+from serving.metrics import Metrics
+from serving.reasons import plain_line
+from serving.server import Server
 from serving.settings import ServerSettings
 from serving.versions import VersionPolicy
 from serving.watcher import Watcher
@@ -711,3 +714,34 @@ def test_there_is_no_moment_in_which_nothing_answers(models, monkeypatch):
     assert shelves["colours"].answering == 1
     assert seen
     assert all(seen)
+
+
+def test_an_enormous_file_of_pins_is_not_read(tmp_path):
+    """It is looked at every two seconds."""
+    policy = VersionPolicy(pins_file=tmp_path / "pins")
+    (tmp_path / "pins").write_text("a=1".ljust(2**16))
+    assert policy.read_pins() == {"a": 1}
+    (tmp_path / "pins").write_text("a=1".ljust(2**16 + 1))
+    with pytest.raises(SettingsError, match="at most 65,536 bytes"):
+        policy.read_pins()
+
+
+def test_a_server_that_never_served_is_gone_at_once(models):
+    """Nobody was sent to it: there is no traffic to wait for with --lame-duck-s."""
+    settings = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1, lame_duck_s=3600)
+    metrics = Metrics()
+
+    async def scene():
+        catalogue = Catalogue(models, lambda folder: load_model(folder, settings, metrics=metrics))
+        server = Server(catalogue, settings, metrics=metrics)
+        await server.startup()
+        async with asyncio.timeout(LIMIT_S):
+            return await server.shutdown()
+
+    assert asyncio.run(scene())
+
+
+def test_a_reason_holds_nothing_that_a_terminal_would_obey():
+    """It may quote what a stranger wrote."""
+    assert plain_line("a\x1b[2J\nb") == "a?[2J?b"
+    assert len(plain_line("a" * 2000)) == 1001

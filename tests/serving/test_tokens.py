@@ -1,6 +1,7 @@
 """The gate alone, with a clock of its own."""
 
 import hashlib
+import os
 from contextlib import suppress
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from serving.errors import RateLimitedError, SettingsError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
 from serving.tokens import Gate, new_token, read_tokens
+from serving.watched import WatchedFiles
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 RIGHT = "Bearer secret"
@@ -89,7 +91,18 @@ def test_vanished_file_keeps_its_tokens(gate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer ", "secret", f"Bearer {HASH}", "Bearer é\udc80", "x" * 9999]
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "secret",
+        f"Bearer {HASH}",
+        "Bearer é\udc80",
+        "x" * 9999,
+        f"Bearer{' ' * 600}secret",
+    ],
 )
 def test_anything_else_is_unauthenticated(gate, header):
     """The hash itself opens nothing."""
@@ -113,3 +126,18 @@ def test_enormous_file_is_not_read(tmp_path):
     (tmp_path / "tokens").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(TokensFileError, match="bytes"):
         read_tokens(tmp_path / "tokens")
+
+
+def test_a_file_is_another_one_also_where_its_time_is_the_same(tmp_path):
+    """A copy that keeps the time, and a rename: by its length and its inode."""
+    path, watched = tmp_path / "tokens", WatchedFiles([tmp_path / "tokens"])
+    path.write_text("one")
+    os.utime(path, ns=(7, 7))
+    assert [watched.have_changed(), watched.have_changed()] == [True, False]
+    path.write_text("three")
+    os.utime(path, ns=(7, 7))
+    assert watched.have_changed()
+    (tmp_path / "new").write_text("threw")
+    os.utime(tmp_path / "new", ns=(7, 7))
+    (tmp_path / "new").rename(path)
+    assert watched.have_changed()
