@@ -22,7 +22,7 @@ from serving.errors import NotReadyError, SettingsError, StartupError, UnknownMo
 from serving.memory import return_memory
 from serving.reasons import plain_line, public_reason
 from serving.shelves import Entry, Fingerprint, Shelf, Shelves, fingerprint
-from serving.unnamed import Unnamed
+from serving.unnamed import Unnamed, some
 from serving.versions import NEWEST, VersionPolicy
 
 log = structlog.get_logger(__name__)
@@ -144,7 +144,7 @@ class Catalogue:
         name = model or self._unnamed.choose(self._shelves.names())
         shelf = self._shelves[name]
         if not shelf.entries:
-            raise UnknownModelError(f"no model {name[:64]!r}, found {', '.join(self._shelves.names())}")
+            raise UnknownModelError(f"no model {name[:64]!r}, found {some(self._shelves.names())}")
         return shelf.named(version)
 
     def only(self) -> ServedModel | None:

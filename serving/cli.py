@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wrong.
 """
 
+import errno
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import grpc
 import typer
@@ -43,6 +44,9 @@ Address = Annotated[str, typer.Option(help="Call the server at this host:port.",
 Model = Annotated[str, typer.Option(help="Ask this model; empty: the default one.")]
 Timeout = Annotated[float, typer.Option(help="Wait at most so many s for an answer.", min=0.001, max=86_400)]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+
+
+_CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class UnreadableFileError(ServingError):
@@ -202,10 +206,12 @@ def main() -> None:
         _die(error, exit_code=2)
     except UnicodeEncodeError as error:
         _die(f"{error.object!r}: found what is no UTF-8, wanted text", exit_code=2)
-    except OSError as error:  # files to read were handled before
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
         with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left would be tried, and fail, again at the exit
-        _die(f"{error.filename or 'stdout'}: {error.strerror or error}; wanted to write there", exit_code=1)
+        _die(f"stdout: {error.strerror}; wanted to write there", exit_code=1)
 
 
 def _die(error: Exception | str, *, exit_code: int) -> None:

@@ -1,8 +1,11 @@
 """Which model answers the requests that name none."""
 
 from collections.abc import Collection
+from typing import Final
 
 from serving.errors import UnknownModelError
+
+_SHOWN: Final = 20
 
 
 class Unnamed:
@@ -27,4 +30,10 @@ class Unnamed:
             return self._default or self._usual
         if len(names) == 1:
             return next(iter(names))
-        raise UnknownModelError(f"several models are served, name one of {', '.join(sorted(names))}")
+        raise UnknownModelError(f"several models are served, name one of {some(names)}")
+
+
+def some(names: Collection[str]) -> str:
+    """Return the first names in a line: a status has room for some 8 KB."""
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join([*shown, *(["…"] if len(names) > _SHOWN else [])])

@@ -198,9 +198,8 @@ class _Supervisor:
         alive = [worker.process for worker in self._workers if worker.process.is_alive()]
         for process in alive:
             process.terminate()
-        until = (
-            time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
-        )  # at most 2e6: poll(2) takes ms in 31 bits
+        # Two million s at most: poll(2) takes milliseconds in 31 bits.
+        until = time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
         while sentinels := [process.sentinel for process in alive if process.is_alive()]:
             ended = wait([self._stop_reader, *sentinels], max(0.0, until - time.monotonic()))
             if not ended or self._stop_reader in ended:

@@ -18,12 +18,13 @@ from bundle.repository import versions
 from serving.catalogue import Catalogue
 from serving.client import Client
 from serving.dispatcher import Dispatcher
-from serving.errors import SettingsError, StartupError
+from serving.errors import SettingsError, StartupError, UnknownModelError
 from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.reasons import plain_line
 from serving.server import Server
 from serving.settings import ServerSettings
+from serving.unnamed import Unnamed
 from serving.versions import VersionPolicy
 from serving.watcher import Watcher
 
@@ -745,3 +746,12 @@ def test_a_reason_holds_nothing_that_a_terminal_would_obey():
     """It may quote what a stranger wrote."""
     assert plain_line("a\x1b[2J\nb") == "a?[2J?b"
     assert len(plain_line("a" * 2000)) == 1001
+
+
+def test_a_status_names_some_of_many_models():
+    """All of a thousand would not fit into what gRPC sends with it."""
+    names = [f"model-{number:04}" for number in range(1000)]
+    with pytest.raises(UnknownModelError, match=r"model-0000, model-0001.*model-0019, …$"):
+        Unnamed().choose(names)
+    with pytest.raises(UnknownModelError, match=r"name one of a, b$"):
+        Unnamed().choose(["b", "a"])
