@@ -1,8 +1,10 @@
 """Closed to strangers: TLS, client certificates and tokens over real sockets, and where a server refuses to listen."""
 
 import asyncio
+import errno
 import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, closing, suppress
@@ -556,3 +558,74 @@ def test_tls_connections_that_come_and_go_leave_room_for_others(models, authorit
             return await asyncio.to_thread(ask, address)
 
     assert asyncio.run(scene()) == {200}
+
+
+def test_a_moment_without_descriptors_does_not_close_the_tls_door(models, authority, tmp_path, monkeypatch):
+    """Who comes after it is let in."""
+    cert, key = authority.issue(tmp_path / "server")
+    settings = replace(OPEN, tls_cert=cert, tls_key=key, http_address="127.0.0.1:0")
+    context, failed = Access(tls_ca=authority.pem).tls_context(), []
+
+    def ask(address):
+        with closing(HTTPSConnection(address, context=context, timeout=WAIT_S)) as connection:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status
+
+    async def scene():
+        loop = asyncio.get_running_loop()
+        accept = loop.sock_accept
+
+        async def fail_once(listener):
+            if not failed:
+                failed.append(listener)
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", fail_once)
+        async with serving(models, settings) as address:
+            return await asyncio.to_thread(ask, address)
+
+    assert asyncio.run(scene()) == 200
+    assert failed
+
+
+def test_a_caller_who_never_greets_is_hung_up_on(models, authority, tmp_path, monkeypatch):
+    """By the limit of a handshake, though there is room for more."""
+    monkeypatch.setattr("serving.greetings._GREETING_S", 0.2)
+    cert, key = authority.issue(tmp_path / "server")
+    settings = replace(OPEN, tls_cert=cert, tls_key=key, http_address="127.0.0.1:0")
+
+    async def scene():
+        async with serving(models, settings) as address:
+            reader, writer = await asyncio.open_connection(*address.split(":"))
+            async with asyncio.timeout(WAIT_S):
+                await _ended(reader)
+            writer.close()
+
+    asyncio.run(scene())
+
+
+def test_one_of_several_workers_listens_when_it_can_answer(models):
+    """The system gives it connections from that moment on; others would have answered them."""
+    settings, metrics = replace(OPEN, workers=2), Metrics()
+    loading, may_load = threading.Event(), threading.Event()
+
+    def load_late(folder):
+        loading.set()
+        assert may_load.wait(WAIT_S)
+        return load_model(folder, settings, metrics=metrics)
+
+    async def scene():
+        server = Server(Catalogue(models, load_late), settings, metrics=metrics)
+        starting = asyncio.create_task(server.startup())
+        try:
+            assert await asyncio.to_thread(loading.wait, WAIT_S)
+            before = server.port
+            may_load.set()
+            await starting
+            return before, server.port
+        finally:
+            await server.shutdown()
+
+    before, after = asyncio.run(scene())
+    assert before == 0 < after

@@ -362,3 +362,20 @@ def test_a_worker_that_dies_young_again_and_again_is_waited_for_longer(models):
         running.next("SERVING")
         os.kill(again, signal.SIGKILL)
         assert running.next("worker died")["again_in_s"] > 0
+
+
+def test_what_waits_in_several_workers_is_told_as_a_sum(tmp_path):
+    """The most that waits in one of them says little."""
+    code = (
+        "import sys\n"
+        "from prometheus_client import generate_latest\n"
+        "from serving.metrics import Metrics\n"
+        "metrics = Metrics()\n"
+        "metrics.queue_pictures.labels('colours', '1').set(float(sys.argv[1]))\n"
+        "print(generate_latest(metrics.exposed).decode())\n"
+    )
+    environment = {**ENVIRONMENT, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for waiting in ("3", "4"):
+        words = [sys.executable, "-c", code, waiting]
+        told = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60, check=True).stdout
+    assert 'calotype_queue_pictures{model="colours",version="1"} 7.0' in told
