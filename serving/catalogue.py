@@ -238,9 +238,6 @@ class Catalogue:
         log.info("loading", model=name, version=version)
         try:
             served = self._load(folder)
-            if self._is_closing or not fingerprint(folder):
-                served.close(0.0)
-                raise BundleError(f"{folder}: it left, or the server ends, while it was loaded")
         except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the other versions go on
             reason = str(error) if isinstance(error, CalotypeError) else f"{folder}: {type(error).__name__}: {error}"
             reason = plain_line(reason)
@@ -249,6 +246,13 @@ class Catalogue:
             public = public_reason(reason, models=self._models)
             self._shelves.change(name, lambda shelf: shelf.with_refusal(version, reason=public, fingerprint=seen))
             return reason
+        if self._is_closing or not fingerprint(folder):
+            served.close(0.0)
+            others = {
+                other.version for other in self._shelves[name].entries if other.served or other.version != version
+            }
+            self._keep_only(name, others)
+            return "it left while it was loaded"
         self._shelves.put(replace(entry, state="READY", served=served))
         return ""
 
