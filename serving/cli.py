@@ -4,12 +4,9 @@ Exit codes: 0 done, 1 the server or a picture failed, 2 the user's call was wron
 """
 
 import errno
-import json
-import math
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Final
@@ -19,18 +16,17 @@ import typer
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from bundle.errors import CalotypeError
 from bundle.flags import spread
 from serving import bench as benchmark
 from serving.channel import Access
-from serving.client import DEFAULT_ADDRESS, Classification, Client
+from serving.cli_show import show_answers, show_measurement
+from serving.client import DEFAULT_ADDRESS, Client
 from serving.errors import ClientError, ServingError, StartupError
 from serving.memory import freeze_heap
+from serving.readings import DEFAULT_HTTP_ADDRESS, read, since_start
 from serving.settings import ServerSettings
-from serving.top import DEFAULT_HTTP_ADDRESS
 
 app = typer.Typer(
     help="Serve image classifiers over gRPC.",
@@ -89,7 +85,7 @@ def classify(
             client.classify([data], model=model, top_k=top_k, min_score=min_score, timeout_s=timeout)
             for data in _read(images)
         ]
-    _print_json(_as_records(images, answers)) if as_json else _print_answers(images, answers)
+    show_answers(images, answers, as_json=as_json)
     if any(answer.results[0].error for answer in answers):
         raise typer.Exit(1)
 
@@ -124,7 +120,7 @@ def bench(
     )
     freeze_heap()  # or the search for cycles would count as the server's latency
     measured = uvloop.run(benchmark.measure(_read(images), load))
-    _print_json(_without_nan(asdict(measured))) if as_json else _print_measurement(measured)
+    show_measurement(measured, as_json=as_json)
     if measured.errors:
         raise typer.Exit(1)
 
@@ -144,7 +140,7 @@ def top(
     from serving import top as view
 
     if once:
-        Console().print(view.frame(address, view.since_start(view.read(address, access))))
+        Console().print(view.frame(address, since_start(read(address, access))))
         return
     with suppress(KeyboardInterrupt):
         view.watch(address, access, every_s=every, console=Console())
@@ -224,45 +220,3 @@ def _read(images: list[Path]) -> list[bytes]:
         return [path.read_bytes() for path in images]
     except OSError as error:
         raise UnreadableFileError(f"{error.filename}: {error.strerror}; wanted a picture file") from error
-
-
-def _as_records(images: list[Path], answers: list[Classification]) -> list[dict[str, object]]:
-    return [
-        {"image": str(path), "model": answer.model, "version": answer.version, **asdict(answer.results[0])}
-        for path, answer in zip(images, answers, strict=True)
-    ]
-
-
-def _print_answers(images: list[Path], answers: list[Classification]) -> None:
-    table = Table(Column("picture", overflow="fold"), Column("label", overflow="fold"), "score")
-    for path, answer in zip(images, answers, strict=True):
-        name, result = escape(str(path)), answer.results[0]  # square brackets would be taken for markup
-        if result.error:
-            table.add_row(name, escape(f"{result.error.code}: {result.error.message}"), "")
-        if result.unknown:
-            table.add_row(name, "unknown, perhaps", "")
-        for place, one in enumerate(result.predictions):
-            table.add_row("" if place or result.unknown else name, escape(one.label), f"{one.score:.4f}")
-    Console().print(table)
-
-
-def _print_measurement(measured: benchmark.Measurement) -> None:
-    errors = Column("errors", overflow="fold")
-    table = Table("requests", "seconds", "pictures/s", "p50 ms", "p90 ms", "p99 ms", errors)
-    latencies = (measured.p50_ms, measured.p90_ms, measured.p99_ms)
-    table.add_row(
-        str(measured.requests),
-        f"{measured.seconds:.1f}",
-        f"{measured.pictures_per_s:.1f}",
-        *("-" if math.isnan(value) else f"{value:.1f}" for value in latencies),
-        ", ".join(f"{status}: {number}" for status, number in measured.errors.items()) or "none",
-    )
-    Console().print(table)
-
-
-def _without_nan(figures: dict[str, object]) -> dict[str, object]:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in figures.items()}
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

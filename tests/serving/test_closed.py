@@ -40,10 +40,10 @@ from serving.client import Client
 from serving.errors import ClientError, SettingsError, StartupError
 from serving.loading import load_model
 from serving.metrics import Metrics
+from serving.readings import read
 from serving.server import Server
 from serving.settings import ServerSettings
 from serving.tokens import new_token
-from serving.top import read
 
 OPEN = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1)
 WAIT_S = 20

@@ -20,8 +20,9 @@ from test_process import port, process
 
 from serving.channel import OPEN, Access
 from serving.errors import ClientError
+from serving.readings import Span, parse, read, since_start
 from serving.tokens import new_token
-from serving.top import Span, frame, parse, read, since_start, watch
+from serving.top import frame, watch
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
 OF_THE_SCRAPE = {"job", "instance"}  # Prometheus itself adds these

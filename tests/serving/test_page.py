@@ -1,6 +1,7 @@
 """The page in headless Chromium, before a real server: choose, drop, paste, errors, keyboard, phone, light and dark."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import tiny_bundle
@@ -44,6 +45,21 @@ def url(tmp_path_factory):
 def upload(label, *, name=None, data=None):
     content = tiny_bundle.picture(label, size=(480, 400)) if data is None else data
     return {"name": name or f"{label}.png", "mimeType": "image/png", "buffer": content}
+
+
+@contextmanager
+def asked_for_a_token(browser, folder, *, requests_per_s):
+    """The page of a server that wants a token, which has been asked for, and the one that is right."""
+    tiny_bundle.write(folder / "models")
+    token, line = new_token("alice", requests_per_s=requests_per_s)
+    (folder / "tokens").write_text(str(line))
+    options = ("--http-address", ":0", "--tokens", str(folder / "tokens"))
+    with (
+        process(folder / "models", *options) as started,
+        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
+    ):
+        expect(seen.page.locator("#token")).to_be_focused()
+        yield seen, token
 
 
 def cards(page):
@@ -185,16 +201,8 @@ def test_a_server_that_is_gone_is_said_in_words_and_can_be_tried_again(browser, 
 
 def test_a_server_with_tokens_asks_for_one_and_keeps_it_for_the_tab(browser, tmp_path):
     """A wrong one is told, a right one answers pictures, also after a reload; another tab knows nothing of it."""
-    tiny_bundle.write(tmp_path / "models")
-    token, line = new_token("alice", requests_per_s=0)
-    (tmp_path / "tokens").write_text(str(line))
-    options = ("--http-address", ":0", "--tokens", str(tmp_path / "tokens"))
-    with (
-        process(tmp_path / "models", *options) as started,
-        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
-    ):
+    with asked_for_a_token(browser, tmp_path, requests_per_s=0) as (seen, token):
         page = seen.page
-        expect(page.locator("#token")).to_be_focused()
         keep(page, "page-token")
         page.keyboard.type("\u201ccurly\u201d")  # no header can carry it
         page.keyboard.press("Enter")
@@ -219,16 +227,8 @@ def test_a_server_with_tokens_asks_for_one_and_keeps_it_for_the_tab(browser, tmp
 
 def test_pictures_wait_as_long_as_a_rate_limit_asks(browser, tmp_path):
     """Several at once are more than the token's rate: all of them are answered in the end, without a click."""
-    tiny_bundle.write(tmp_path / "models")
-    token, line = new_token("alice", requests_per_s=2)
-    (tmp_path / "tokens").write_text(str(line))
-    options = ("--http-address", ":0", "--tokens", str(tmp_path / "tokens"))
-    with (
-        process(tmp_path / "models", *options) as started,
-        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
-    ):
+    with asked_for_a_token(browser, tmp_path, requests_per_s=2) as (seen, token):
         page = seen.page
-        expect(page.locator("#token")).to_be_focused()
         page.evaluate(_PASTE_TEXT, token)
         expect(page.locator("#status")).to_have_text("")  # a token is no missing picture
         page.locator("#token").fill(token)

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bundle.preprocess import PreprocessSpec
 from bundle.signature import sign, write_keys
 from serving.client import Client
-from serving.top import read
+from serving.readings import read
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

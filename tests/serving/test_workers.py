@@ -22,7 +22,7 @@ from test_process import ENVIRONMENT, process, refusal
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from protos import open_inference_pb2 as v2
-from serving.top import read
+from serving.readings import read
 from serving.worker_metrics import CrewCollector
 from serving.workers import MAX_PAUSE_S, pause_s
 
