@@ -19,9 +19,10 @@ from bundle.repository import model_names, versions
 from serving.classifier import ServedModel
 from serving.complaints import Complaints
 from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
+from serving.glimpses import Glimpses
 from serving.memory import return_memory
 from serving.reasons import plain_line, public_reason
-from serving.shelves import Entry, Fingerprint, Shelf, Shelves, fingerprint
+from serving.shelves import Entry, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed, some
 from serving.versions import NEWEST, VersionPolicy
 
@@ -49,8 +50,7 @@ class Catalogue:
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
-        self._glimpsed: dict[Path, Fingerprint] = {}  # in the look before: folders that may still be on their way here
-        self._glimpses: dict[Path, Fingerprint] = {}  # in this one
+        self._glimpses = Glimpses()
         self._pins: dict[str, int] = {}
         self._complaints = Complaints()
         self._is_loaded = False
@@ -97,7 +97,7 @@ class Catalogue:
         a row found the same there: one that is copied file by file is no bad one.
         """
         with self._refreshing:
-            self._glimpsed, self._glimpses = self._glimpses, {}
+            self._glimpses.look_again()
             self._complaints.look_again()
             try:
                 names = model_names(self._models)
@@ -229,8 +229,7 @@ class Catalogue:
         seen = fingerprint(folder)
         if self._is_closing or (known is not None and known.fingerprint == seen):
             return known.reason if known else "shutting down"
-        if waits_for_whole and self._glimpsed.get(folder) != seen:
-            self._glimpses[folder] = seen
+        if waits_for_whole and not self._glimpses.is_at_rest(folder, seen):
             return "its files have just changed"
         entry = Entry(name=name, version=version, state="LOADING", fingerprint=seen)
         if known is None or known.served is None:
