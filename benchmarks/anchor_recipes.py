@@ -7,7 +7,9 @@ epochs means the recipe's own number, PX is the side of the network's input. Imp
 import importlib
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -25,7 +27,7 @@ def lite0(class_count: int) -> nn.Module:
     (file,) = Path(str(package.__file__)).parent.glob("models/*.pth")
     state = torch.load(file, map_location="cpu", weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    network.reset_classifier(class_count)
+    network.reset_classifier(class_count)  # type: ignore[operator]  # every network of timm has it
     return network
 
 
@@ -59,7 +61,7 @@ def with_timm(data: Path, epochs: int, px: int) -> list[float]:
     from timm.scheduler import CosineLRScheduler
 
     train, val = (create_dataset("", root=str(data / side)) for side in ("train", "val"))
-    common = {
+    common: dict[str, Any] = {
         "input_size": (3, px, px),
         "interpolation": "bicubic",
         "mean": MEAN,
@@ -74,10 +76,11 @@ def with_timm(data: Path, epochs: int, px: int) -> list[float]:
     optimizer = create_optimizer_v2(network, opt="adamw", lr=5e-4, weight_decay=0.05)
     count = epochs or 10
     scheduler = CosineLRScheduler(optimizer, t_initial=count, warmup_t=min(1, count - 1), warmup_lr_init=1e-5)
+    smoothed = LabelSmoothingCrossEntropy(0.1)  # type: ignore[no-untyped-call]  # timm gives it no types
     accuracies = []
     for epoch in range(count):
         scheduler.step(epoch)
-        train_epoch(network, loader, optimizer, loss=LabelSmoothingCrossEntropy(0.1))
+        train_epoch(network, loader, optimizer, loss=smoothed)
         accuracies.append(accuracy(network, held_out))
     return accuracies
 
@@ -106,7 +109,7 @@ def with_fastai(data: Path, epochs: int, px: int) -> list[float]:
         num_workers=0,
     )
 
-    def split(network: nn.Module) -> list[list[nn.Parameter]]:
+    def split(network: Any) -> list[list[nn.Parameter]]:
         """Freeze all but the head at first, as `vision_learner` does."""
         head = {id(parameter) for parameter in network.get_classifier().parameters()}
         body = [parameter for parameter in params(network) if id(parameter) not in head]
@@ -119,7 +122,10 @@ def with_fastai(data: Path, epochs: int, px: int) -> list[float]:
 
 
 def train_epoch(
-    network: nn.Module, loader: object, optimizer: torch.optim.Optimizer, loss: nn.Module | None = None
+    network: nn.Module,
+    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    loss: nn.Module | None = None,
 ) -> None:
     """Train once over the pictures."""
     network.train()
@@ -130,7 +136,7 @@ def train_epoch(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, loader: object) -> float:
+def accuracy(network: nn.Module, loader: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Return the share of right answers."""
     network.eval()
     hits = [(network(images).argmax(1) == targets).float() for images, targets in loader]

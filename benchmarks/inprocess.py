@@ -28,7 +28,7 @@ from PIL import Image
 from bundle.contract import Contract
 from bundle.preprocess import load_input
 from bundle.repository import Bundle, load_bundle
-from bundle.runtime import open_model
+from bundle.runtime import Choice, open_model
 from serving.bench import percentile
 
 Recipe = Callable[[Sequence[bytes]], NDArray[np.float32]]  # encoded pictures to logits (N, C)
@@ -51,7 +51,7 @@ def main(
     threads: int = 1,
     batch: int = 1,
     seconds: float = 4.0,
-    variant: str = "fp32",
+    variant: Choice = "fp32",
     intra_op_threads: int = 1,
 ) -> None:
     """Measure one recipe."""
@@ -64,7 +64,7 @@ def main(
     typer.echo(json.dumps(asdict(figures)))
 
 
-def ceiling(bundle: Bundle, variant: str, *, intra_op_threads: int = 1) -> Recipe:
+def ceiling(bundle: Bundle, variant: Choice, *, intra_op_threads: int = 1) -> Recipe:
     """Return our own steps."""
     spec = bundle.manifest.contract.preprocess
     spins = intra_op_threads > 1  # as the server's lone runs do
@@ -114,7 +114,9 @@ def plain_input(data: bytes, contract: Contract) -> NDArray[np.float32]:
     )
     left, top = (picture.width - spec.crop_px) // 2, (picture.height - spec.crop_px) // 2
     square = np.asarray(picture.crop((left, top, left + spec.crop_px, top + spec.crop_px)))
-    floats = (square.astype(np.float32) / 255 - np.float32(contract.mean)) / np.float32(contract.std)
+    floats = (square.astype(np.float32) / 255 - np.array(contract.mean, np.float32)) / np.array(
+        contract.std, np.float32
+    )
     return np.ascontiguousarray(floats.transpose(2, 0, 1), dtype=np.float32)  # (3, crop, crop)
 
 

@@ -29,7 +29,8 @@ def _fitted(data: Path) -> Path:
         run = PLACE / "runs" / name
         shutil.rmtree(run, ignore_errors=True)  # of a fit or an export that was interrupted
         trainer = Path(sys.executable).parent / "trainer"
-        commands = (["fit", data, "--out", run, "--epochs", "0"], ["export", run, "--to", models, "--name", name])
+        fit: list[str | Path] = ["fit", data, "--out", run, "--epochs", "0"]
+        commands = (fit, ["export", run, "--to", models, "--name", name])
         for command in commands:
             subprocess.run([trainer, *command], check=True, stdout=sys.stderr)
     return models / name / str(versions(models, name)[-1])

@@ -108,6 +108,6 @@ def _serving(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
     while time.monotonic() < until and process.poll() is None:
         for line in log.read_text(encoding="utf-8").splitlines():
             if line.endswith("}") and (entry := json.loads(line))["event"] == "SERVING":
-                return entry
+                return dict(entry)
         time.sleep(0.01)
     sys.exit(f"the server did not say SERVING:\n{log.read_text(encoding='utf-8')}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from PIL import Image
@@ -104,9 +104,9 @@ def _round(
         wide = _in_process(
             "ceiling", model, paths, *options, "--intra-op-threads", str(CORES), seconds=seconds / 2
         )  # one picture at a time on every core
-        options = ("--variant", variant, "--default-model", model.parent.name)
+        serving = ("--variant", variant, "--default-model", model.parent.name)
         began = time.monotonic()
-        with running_server(model.parent.parent, *options) as server:
+        with running_server(model.parent.parent, *serving) as server:
             _best_labels(server, paths[:1])
             first_answer_s = time.monotonic() - began
             load(server, paths, "--concurrency", "16", seconds=1.0)  # warms up, as the ceiling does
@@ -148,11 +148,11 @@ def _round(
 
 def _in_process(
     recipe: str, model: Path, paths: Sequence[Path], *options: str, seconds: float, threads: int = 1, batch: int = 1
-) -> dict[str, float]:
+) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.inprocess", recipe, str(model), *map(str, paths), *options]
     command += ["--threads", str(threads), "--batch", str(batch), "--seconds", str(seconds)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures: dict[str, float] = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 
 

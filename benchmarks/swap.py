@@ -40,7 +40,7 @@ class Figures:
     swap_p99_ms: float
     swap_worst_ms: float
     first_answer_s: list[float]  # from the folder's appearance to the first answer of that version
-    resident_mb: list[float]  # before the first swap, and after each
+    resident_mb: list[int]  # before the first swap, and after each
 
 
 def main(
@@ -112,7 +112,7 @@ async def measure(
 ) -> Figures:
     """Run the load, first alone, then while one version after the other appears. Raises what a call raises."""
     async with grpc.aio.insecure_channel(server.address, options=[("grpc.enable_retries", 0)]) as channel:
-        stub = classifier_pb2_grpc.ClassifierStub(channel)
+        stub = classifier_pb2_grpc.ClassifierStub(channel)  # type: ignore[no-untyped-call]  # generated
         async with asyncio.TaskGroup() as callers:
             for place in range(concurrency):
                 callers.create_task(load.caller(stub, place))

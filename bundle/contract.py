@@ -14,8 +14,10 @@ from bundle.preprocess import PreprocessSpec
 
 CONTRACT_KEY: Final = "calotype"  # metadata_props key in ONNX, extra file name in TorchScript
 STRICT: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # of a model, and of its folder
+VERSION_PATTERN: Final = r"[1-9][0-9]{0,8}"  # of the folder in it
 
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ModelName = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Triple = tuple[float, float, float]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bundle.contract import NAME_PATTERN, VERSION_PATTERN
 from bundle.errors import BundleError
 from bundle.files import read_hashed
 from bundle.manifest import MANIFEST_NAME, GoldenPicture, Manifest, load_manifest, to_json
 from bundle.preprocess import DEFAULT_LIMITS
 
 GOLDEN_FOLDER: Final = "golden"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME: Final = re.compile(NAME_PATTERN)
 _MAX_FILE_BYTES: Final = 2**31  # an ONNX file, being one protobuf message, has less
-_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+_VERSION: Final = re.compile(VERSION_PATTERN)
 
 
 @dataclass(frozen=True)

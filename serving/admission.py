@@ -59,8 +59,8 @@ class Admission:
                 f"{self.size_bytes:,} bytes wait, at most {limits.max_queue_bytes:,} may; try again later",
                 retry_after_s=wait_s,
             )
-        # Only behind others: an empty queue admits everything, so that a pace that is out of date is measured anew.
-        if self.items and 1000 * wait_s > limits.max_queue_ms:
+        # An empty queue admits everything, so that a pace that is out of date is measured anew.
+        if 1000 * wait_s > limits.max_queue_ms:
             raise QueueFullError(
                 f"{self.items} items wait, for about {1000 * wait_s:.0f} ms, at most {limits.max_queue_ms:.0f} "
                 "may it be; try again later",

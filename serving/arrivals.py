@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 import grpc
 import structlog
 
+from serving.calls import Context, abort
 from serving.errors import DeadlineExceededError, QueueFullError
 from serving.memory import private_bytes, return_memory
-from serving.service import Context, abort
 from serving.ticket import past_deadline
 
 _LOOK_S: Final = 0.02  # at a gigabyte a second 20 MB come between two looks

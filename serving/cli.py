@@ -23,7 +23,7 @@ from serving import bench as benchmark
 from serving.channel import Access
 from serving.cli_show import show_answers, show_measurement
 from serving.client import DEFAULT_ADDRESS, Client
-from serving.errors import ClientError, ServingError, StartupError
+from serving.errors import ClientError, StartupError, UnreadableFileError
 from serving.memory import freeze_heap
 from serving.readings import DEFAULT_HTTP_ADDRESS, read, since_start
 from serving.settings import ServerSettings
@@ -43,10 +43,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of a ta
 
 
 _CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-
-
-class UnreadableFileError(ServingError):
-    """A file named on the command line that cannot be read."""
 
 
 @app.command(context_settings={"auto_envvar_prefix": "CALOTYPE"})

@@ -3,6 +3,7 @@
 CalotypeError (bundle)        shown to a person as one line; STATUS maps each type to its status
 └── ServingError
     ├── SettingsError         settings that contradict one another; exit 2
+    ├── UnreadableFileError   a file named on the command line that cannot be read; exit 2
     ├── StartupError          nothing can be served; exit 1
     │   └── TokensFileError   a tokens file, or a line of it, that cannot be used
     ├── InvalidRequestError   a request that can never be answered
@@ -35,6 +36,10 @@ class ServingError(CalotypeError):
 
 class SettingsError(ServingError):
     """Settings that contradict one another."""
+
+
+class UnreadableFileError(ServingError):
+    """A file named on the command line that cannot be read."""
 
 
 class StartupError(ServingError):

@@ -11,8 +11,8 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.calls import Context
 from serving.rpcs import Rpcs
-from serving.service import Context
 from serving.shelves import Entry
 
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -35,14 +35,14 @@ class HealthBoard(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gene
         """Add the health service to a server's."""
         health_pb2_grpc.add_HealthServicer_to_server(self, rpcs)
 
-    def show(self, entries: Sequence[Entry], *, is_serving: bool) -> None:
+    def show(self, entries: Sequence[Entry]) -> None:
         """Say how things stand; watchers hear of what has changed. A model serves while a version of it does."""
         if self._is_stopped:
             return
-        is_serving = is_serving and any(entry.state == "READY" for entry in entries)
+        is_serving = any(entry.state == "READY" for entry in entries)
         wanted = dict.fromkeys(self._always, SERVING if is_serving else NOT_SERVING)
         for entry in entries:
-            status = SERVING if is_serving and entry.state == "READY" else NOT_SERVING
+            status = SERVING if entry.state == "READY" else NOT_SERVING
             wanted[f"{entry.name}/{entry.version}"] = status
             if wanted.get(entry.name) != SERVING:
                 wanted[entry.name] = status

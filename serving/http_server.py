@@ -97,12 +97,11 @@ class HttpServer:
         if self._running is not None:
             await asyncio.wait({self._running})
 
-    async def stop(self, grace_s: float) -> None:
-        """End, for at most grace_s seconds with the answers under way; then hang up on whoever is left."""
+    async def stop(self) -> None:
+        """End, and hang up on whoever is left."""
         self.stop_accepting()
         if self._uvicorn is None or self._running is None:
             return
-        await asyncio.wait({self._running}, timeout=grace_s)
         for connection in list(self._uvicorn.server_state.connections):
             connection.transport.abort()  # else a caller who does not read its answers keeps this process alive
         await self._running

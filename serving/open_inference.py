@@ -9,17 +9,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
+import structlog
+
 from bundle import __version__
 from bundle.contract import Contract
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
+from serving.calls import Context, abort
 from serving.dispatcher import Dispatcher
 from serving.errors import NotReadyError, UnknownModelError, status_name
 from serving.inference_answers import answer_message
 from serving.metrics import Metrics
-from serving.service import Context, abort, in_order, log
 from serving.shelves import Entry, State
 from serving.statistics import Statistics, read_statistics
+from serving.streams import in_order
 from serving.tensors import INPUT_NAME, OUTPUT_NAME, UNKNOWN_NAME, asked_outputs, read_pictures, timeout_s
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -39,6 +42,7 @@ _STATES: Final[dict[State, str]] = {
     "DRAINING": "UNLOADING",
     "FAILED": "UNAVAILABLE",
 }
+log = structlog.get_logger(__name__)
 _REFUSED: Final = "refused when it was loaded; the server's log says why"  # the reason itself names our files
 
 
@@ -159,7 +163,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         del request  # as below
         try:
             answer = pb.ModelStreamInferResponse(infer_response=await answering)
-        except Exception as error:  # noqa: BLE001 -- the stream's other requests are not concerned
+        except Exception as error:
             is_foreseen = status_name(error) != "INTERNAL"
             if not is_foreseen:
                 log.error("unforeseen error", exc_info=error)

@@ -13,11 +13,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from serving.arrivals import Arrivals, late
+from serving.calls import Context, abort
 from serving.errors import InvalidRequestError, MessageTooLargeError, ServingError
 from serving.fields import count_fields, input_type
 from serving.observability import HEADER, begin_request, current_request_id, name_caller
 from serving.packed import Unpacker, is_packed, unpack
-from serving.service import Context, abort
 from serving.stages import Tracing
 from serving.tokens import Gate
 

@@ -126,7 +126,7 @@ class Server:
             names = (*_SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]  # made at import
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._rpcs)
-        self._health.show([], is_serving=False)
+        self._health.show([])
         is_one_of_several = self._settings.workers > 1
         if is_one_of_several:  # as soon as it listens, the system gives it connections that others would have answered
             await asyncio.to_thread(self._catalogue.load_all)
@@ -176,13 +176,13 @@ class Server:
         if not stopping.done():
             await self._grpc.stop(None)  # at once, before anything else can happen
         await stopping
-        await self._http.stop(0.0)
+        await self._http.stop()
         await ended
 
     async def abandon(self) -> None:
         """Stop listening at once, after a failed startup."""
         await self._grpc.stop(0)
-        await self._http.stop(0)
+        await self._http.stop()
         await asyncio.to_thread(self._catalogue.close, 0.0)
 
     def _make_http(self, metrics: Metrics, tracing: Tracing | None) -> HttpServer:
@@ -225,7 +225,7 @@ class Server:
             raise StartupError(f"{address}: cannot listen there; choose another --address") from error
 
     def _show_health(self) -> None:
-        self._health.show(self._catalogue.entries(), is_serving=True)
+        self._health.show(self._catalogue.entries())
 
 
 def _left_s(until: float) -> float:

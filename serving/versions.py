@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from bundle.contract import NAME_PATTERN, VERSION_PATTERN
 from serving.errors import SettingsError
 
 NEWEST: Final = 0  # as a shadow's version: the newest ready one that does not answer already
 _MAX_PINS_BYTES: Final = 64 * 2**10
-_PIN: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=([1-9][0-9]{0,8})")
-_SHADOW: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=([1-9][0-9]{0,8}|newest):([01]|[01]?\.[0-9]{1,6})")
+_PIN: Final = re.compile(f"({NAME_PATTERN})=({VERSION_PATTERN})")
+_SHADOW: Final = re.compile(rf"({NAME_PATTERN})=({VERSION_PATTERN}|newest):([01]|[01]?\.[0-9]{{1,6}})")
 
 
 @dataclass(frozen=True, kw_only=True)

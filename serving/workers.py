@@ -44,8 +44,8 @@ log = structlog.get_logger(__name__)
 
 
 def pause_s(failures: int) -> float:
-    """Return how long to wait before a process is started again that died early so many times in a row."""
-    return min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures, 10)) if failures else 0.0
+    """Return how long to wait before a process is started again that died early so often in a row; once is no wait."""
+    return min(MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10)) if failures > 1 else 0.0
 
 
 def run(models: Path, settings: ServerSettings) -> None:
@@ -172,7 +172,7 @@ class _Supervisor:
             self._workers[place] = self._start(place, failures=worker.failures)
         except OSError as error:  # no memory, no descriptor, no process left just now: the others go on
             worker.failures += 1
-            again_in_s = pause_s(worker.failures - 1)
+            again_in_s = pause_s(worker.failures)
             worker.due = time.monotonic() + again_in_s
             log.error("worker cannot be started", worker=place, reason=str(error), again_in_s=again_in_s)
 
@@ -187,7 +187,7 @@ class _Supervisor:
             raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; its log says why")
         is_steady = time.monotonic() - worker.started > _STEADY_S
         worker.failures = 0 if is_steady else worker.failures + 1
-        again_in_s = pause_s(max(0, worker.failures - 1))
+        again_in_s = pause_s(worker.failures)
         worker.due = time.monotonic() + again_in_s
         why = {"reason": "no room left for its metrics; name another folder in TMPDIR"} if exit_code == _NO_ROOM else {}
         log.error("worker died", worker=place, pid=pid, exit_code=exit_code, again_in_s=again_in_s, **why)

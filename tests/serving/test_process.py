@@ -200,3 +200,15 @@ def test_a_process_counts_the_versions_that_it_refuses(models):
     with process(models, "--http-address", "127.0.0.1:0") as started:
         reading = read(f"127.0.0.1:{port(started, 'http_port')}")
     assert reading.total("calotype_model_load_failures_total") == 1
+
+
+def test_sigterm_ends_a_command_that_is_still_being_imported():
+    """Not the system's default, which a container's first process does not get: 143, not -15."""
+    code = (
+        "import os, signal, sys; from types import SimpleNamespace; from serving.__main__ import main; "
+        "sys.modules['serving.cli'] = SimpleNamespace(main=lambda: os.kill(os.getpid(), signal.SIGTERM)); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")

@@ -25,8 +25,8 @@ from serving.errors import QueueFullError
 from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
-from serving.service import in_order
 from serving.settings import ServerSettings
+from serving.streams import in_order
 
 SETTINGS = ServerSettings(address="127.0.0.1:0", http_address="off", max_images_per_request=8)
 METRICS = Metrics()

@@ -290,7 +290,7 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
 
 def test_pauses_grow_to_a_limit():
     """The first time at once."""
-    assert [pause_s(failures) for failures in (0, 1, 2, 3)] == [0.0, 1.0, 2.0, 4.0]
+    assert [pause_s(failures) for failures in (0, 1, 2, 3)] == [0.0, 0.0, 1.0, 2.0]
     assert pause_s(1000) == MAX_PAUSE_S
 
 
