@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+import structlog
 from half_sent import half_sent
 from running import Running, classify, plain_channel, until
 
@@ -65,7 +66,7 @@ class Memory:
         return self.used_mb * MB
 
     def on_refusal(self, method, error):
-        self.refusals.append((method, error.retry_after_s))
+        self.refusals.append((method, getattr(error, "retry_after_s", None)))
         self._changed.set()
 
     def arrivals(self):
@@ -243,3 +244,57 @@ def test_half_sent_messages_do_not_fill_the_memory(models, monkeypatch, path):
             until(lambda: counted() == ended[exhausted], what="counts")
         else:
             assert counted() is None
+
+
+def test_a_shortage_is_one_line_however_often_it_is_looked_at():
+    """It may last for minutes, and a look comes every 20 ms."""
+
+    async def play(arrivals, coming, memory):
+        calls = coming(16)
+        await memory.looked_at()
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(lambda: all(refused(calls)))
+        assert len(memory.refusals) == 16
+
+    with structlog.testing.capture_logs() as lines:
+        scene(play)
+    assert [line["refused"] for line in lines if "take too much memory" in line["event"]] == [8]
+
+
+@pytest.mark.parametrize(("is_stream", "heard"), [(False, [CLASSIFY]), (True, [])])
+def test_a_caller_who_goes_before_its_message_is_told_of_unless_it_is_a_stream(is_stream, heard):
+    """Which may end between two messages."""
+
+    async def main():
+        told = []
+        arrivals = Arrivals(
+            allowed_bytes=MB, max_message_bytes=MB, on_refusal=lambda method, _: told.append(method), used_bytes=int
+        )
+        reading = asyncio.create_task(arrivals.read(FakeContext(), CLASSIFY, is_stream=is_stream))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait({reading})
+        return told
+
+    assert asyncio.run(main()) == heard
+
+
+def test_a_call_that_goes_while_it_is_refused_is_told_of_once():
+    """As refused."""
+    told = []
+
+    async def play(arrivals, coming, memory):
+        (call,) = coming(1)
+
+        async def abort(*_):
+            call.message.cancel()
+            raise grpc.aio.AbortError("aborted")
+
+        call.abort = abort
+        await memory.looked_at()
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(call.message.cancelled)
+        told.append(memory.refusals)
+
+    scene(play)
+    assert told == [[(CLASSIFY, 1.0)]]

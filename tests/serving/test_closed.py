@@ -15,6 +15,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 import tiny_bundle
 import trustme
 from cryptography.hazmat.primitives.serialization import (
@@ -43,6 +44,7 @@ from serving.metrics import Metrics
 from serving.readings import read
 from serving.server import Server
 from serving.settings import ServerSettings
+from serving.tls import TlsFiles, next_context
 from serving.tokens import new_token
 
 OPEN = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1)
@@ -629,3 +631,15 @@ def test_one_of_several_workers_listens_when_it_can_answer(models):
 
     before, after = asyncio.run(scene())
     assert before == 0 < after
+
+
+def test_a_renewal_that_does_not_fit_is_told(authority, tmp_path):
+    """Else the certificate that stays would end one day, and nobody knew why."""
+    (cert, key), (_, other_key) = authority.issue(tmp_path / "server"), authority.issue(tmp_path / "other")
+    with structlog.testing.capture_logs() as lines:
+        assert next_context(TlsFiles(cert=cert, key=key)) is not None
+        assert next_context(TlsFiles(cert=cert, key=other_key)) is None
+    assert [(line["log_level"], line["event"]) for line in lines] == [
+        ("info", "certificate read"),
+        ("error", "certificate refused, the one before it stays"),
+    ]

@@ -20,6 +20,7 @@ from test_process import port, process, refusal
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
+from serving import http_server
 from serving.catalogue import Catalogue
 from serving.errors import QueueFullError
 from serving.loading import load_model
@@ -313,8 +314,9 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (QueueFullError("9 items wait", retry_after_s=2.2), (429, "RESOURCE_EXHAUSTED"), "9 items wait"),
-        (ZeroDivisionError("/secret/path"), (500, "INTERNAL"), "internal error"),
+        (QueueFullError("9 items wait", retry_after_s=2.2), (429, "RESOURCE_EXHAUSTED", "3"), "9 items wait"),
+        (QueueFullError("9 items wait"), (429, "RESOURCE_EXHAUSTED", "1"), "9 items wait"),
+        (ZeroDivisionError("/secret/path"), (500, "INTERNAL", None), "internal error"),
     ],
 )
 def test_failures_of_the_engine_get_their_status(models, error, status, text):
@@ -325,8 +327,8 @@ def test_failures_of_the_engine_get_their_status(models, error, status, text):
             return await asking("/v1/classify", body=RED), lines
 
     (reply, lines), _ = serve(models, scene, wrap=lambda model: Failing(model, error))
-    assert (reply.error, reply.json["error"]["message"]) == (status, text)
-    assert reply.headers.get("retry-after") == ("3" if status[0] == 429 else None)
+    assert (*reply.error, reply.headers.get("retry-after")) == status
+    assert reply.json["error"]["message"] == text
     assert sum("exc_info" in line for line in lines) == (status[0] == 500)
 
 
@@ -758,3 +760,91 @@ def test_a_forgotten_at_sign_is_told(running):
     assert reply.status == 400
     assert "found a text 'images', wanted only files named 'images'" in reply.json["error"]["message"]
     assert "images=@picture.jpg" in reply.json["error"]["message"]
+
+
+def test_a_caller_who_reads_again_in_time_is_not_hung_up_on(models):
+    """Slow for a while is no reason later on."""
+
+    async def scene(server, asking):
+        connection = deaf(server.http_port)
+        connections = server._http._uvicorn.server_state.connections
+        await until(lambda: any(one.flow.write_paused for one in connections))
+        (served,) = connections
+        await asyncio.to_thread(read_pages, connection, count=1000)
+        await until(lambda: served._unread is None)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert await asyncio.to_thread(connection.recv, 12) == b"HTTP/1.1 200"
+        connection.close()
+
+    serve(models, scene)
+
+
+def read_pages(connection, *, count):
+    """Read so many answers of the page's script to their ends."""
+    size = 0
+    with connection.makefile("rb") as answers:
+        for _ in range(count):
+            while (line := answers.readline()) != b"\r\n":
+                name, _, value = line.partition(b":")
+                size = int(value) if name.lower() == b"content-length" else size
+            answers.read(size)
+
+
+def test_a_connection_rests_as_long_as_balancers_think(models, monkeypatch):
+    """75 s; what it is set to is what uvicorn keeps to."""
+    assert http_server._KEEP_ALIVE_S == 75
+    monkeypatch.setattr(http_server, "_KEEP_ALIVE_S", 0.2)
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(4):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    serve(models, scene)
+
+
+def test_an_answer_tells_its_milliseconds_and_is_kept_by_nobody(models):
+    """A run of 50 ms takes 50 ms."""
+
+    def slowly(model):
+        run = model._batcher._run
+        pause = threading.Event()
+        model._batcher._run = model._batcher._run_lone = lambda rows: (pause.wait(0.05), run(rows))[1]
+        return model
+
+    async def scene(server, asking):
+        return await asking("/v1/classify", body=RED)
+
+    reply, _ = serve(models, scene, wrap=slowly)
+    name, _, took_ms = reply.headers["server-timing"].partition(";dur=")
+    assert (name, reply.headers["cache-control"]) == ("total", "no-store")
+    assert 50 <= float(took_ms) < 10_000
+
+
+def test_bodies_that_have_come_leave_nothing_behind(models):
+    """The reader keeps those that are arriving, for the exit to tell them; a server lives for months."""
+
+    async def scene(server, asking):
+        for body in (RED, b"", b"x" * 20_001):
+            await asking("/v1/classify", body=body)
+        assert server._bodies._arriving == set()
+
+    serve(models, scene)
+
+
+def test_a_connection_that_ends_in_the_midst_of_a_head_is_kept_by_no_timer(models):
+    """It would be in memory for 20 s more, and those come and go by the thousand."""
+
+    async def scene(server, asking):
+        connections = server._http._uvicorn.server_state.connections
+        _, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(b"GET /heal")
+        await until(lambda: any(one._owed for one in connections))
+        (served,) = connections
+        writer.close()
+        await until(lambda: not connections)
+        assert served._owed is None
+
+    serve(models, scene)

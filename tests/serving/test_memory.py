@@ -1,10 +1,12 @@
 """What the C library is told about memory."""
 
+import asyncio
 import ctypes
 import gc
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from test_process import ENVIRONMENT
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.memory import private_bytes, return_memory
+from serving.memory import keep_returning_memory, private_bytes, return_memory
 
 HEAPS = """
 import ctypes, gc, sys
@@ -171,3 +173,55 @@ def test_bad_pictures_leave_memory_at_once(models, decode_threads):
         for _ in range(calls):
             bad, found = stub.Classify(pb.ClassifyRequest(images=[bytes(size), good]), timeout=LIMIT_S).results
             assert (bad.error.code, found.predictions[0].label) == (pb.ImageError.NOT_AN_IMAGE, "red")
+
+
+def test_cycles_are_looked_for_now_and_then(monkeypatch):
+    """Python itself looks when there are many objects, of whatever size."""
+
+    class Node:
+        pass
+
+    async def main():
+        node = Node()
+        node.itself, seen = node, weakref.ref(node)
+        del node
+        returning = asyncio.create_task(keep_returning_memory())
+        async with asyncio.timeout(LIMIT_S):
+            while seen():  # noqa: ASYNC110 -- nobody tells of it
+                await asyncio.sleep(0.001)
+        returning.cancel()
+
+    monkeypatch.setattr("serving.memory._EVERY_S", 0.01)
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+BEGUN = """
+from pathlib import Path
+
+from serving import process
+from serving.settings import ServerSettings
+
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def run(main):
+    main.close()
+    libc.free(libc.malloc(ctypes.c_size_t(20 * 2**20)))
+    before = libc.mallinfo2().hblkhd
+    libc.malloc(ctypes.c_size_t(4 * 2**20))
+    print(gc.get_freeze_count() > 0, libc.mallinfo2().hblkhd - before >= 4 * 2**20)
+
+process.uvloop.run = run
+process.run(Path("models"), ServerSettings())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="wants glibc 2.33 or newer")
+def test_a_server_begins_with_its_heaps_bound_and_its_modules_out_of_the_search():
+    """Before its event loop runs."""
+    line = [sys.executable, "-c", HEAPS + BEGUN]
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=True)
+    assert done.stdout.split() == ["True", "True"]

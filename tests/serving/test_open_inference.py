@@ -19,6 +19,7 @@ from protos import open_inference_pb2_grpc
 from serving.catalogue import Catalogue
 from serving.loading import load_model
 from serving.metrics import Metrics
+from serving.open_inference import InferenceService
 from serving.server import Server
 from serving.settings import ServerSettings
 from serving.tensors import join
@@ -335,3 +336,30 @@ def test_statistics_and_versions_are_those_of_one_model_and_one_version(models):
         assert counts(name="colours") == [("colours", "1", 1), ("colours", "2", 3)]
         assert counts() == [("colours", "1", 1), ("colours", "2", 3), ("shades", "1", 0)]
         assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="shades")).versions) == ["1"]
+
+
+def test_statistics_are_read_by_one_thread_at_a_time_also_when_callers_go(models, monkeypatch):
+    """A thread goes on when its caller has gone: those who come and go would fill the pool."""
+    may_read, reading, most = threading.Event(), [], []
+
+    def read(_, versions):
+        reading.append(versions)
+        most.append(len(reading))
+        assert may_read.wait(20)
+        reading.pop()
+        return []
+
+    monkeypatch.setattr("serving.open_inference.read_statistics", read)
+
+    async def main():
+        service = InferenceService(None, None, max_images_per_request=1, is_serving=bool)
+        calls = [asyncio.create_task(service._read_statistics([])) for _ in range(2)]
+        while not reading:  # noqa: ASYNC110 -- a thread tells
+            await asyncio.sleep(0.001)
+        calls[0].cancel()
+        assert not (await asyncio.wait(calls, timeout=0.05))[0]  # the other would have begun by then
+        may_read.set()
+        assert await calls[1] == []
+
+    asyncio.run(main())
+    assert most == [1, 1]

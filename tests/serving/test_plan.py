@@ -1,11 +1,14 @@
 """Threads and batches: the rule, the measurement, and what it remembers."""
 
+import itertools
+import json
 import threading
 from dataclasses import replace
 
 import pytest
 import structlog
 import tiny_bundle
+from test_process import ENVIRONMENT, process
 
 from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
@@ -311,3 +314,28 @@ def test_threads_that_are_not_to_be_had_are_said_and_waited_for_by_nobody(monkey
     monkeypatch.setattr(threading.Thread, "start", start_one)
     with pytest.raises(RuntimeError, match="new thread"):
         pictures_per_s(lambda _size: None, RULE)
+
+
+def test_what_answers_lone_pictures_has_its_memory_before_the_first_one_comes(models, monkeypatch):
+    """Else the first caller waits for it."""
+    reserved = []
+    monkeypatch.setattr("serving.loading.usable_cores", lambda **_: 2)
+    monkeypatch.setattr(OnnxModel, "reserve", lambda model, sizes: reserved.append((id(model), tuple(sizes))))
+    served = load_model(models / "colours" / "1", ServerSettings(), metrics=Metrics())
+    (many, sizes), (lone, alone) = reserved
+    assert (many != lone, sizes, alone) == (True, (1, 2), (1,))
+    assert served.close(PATIENCE_S)
+
+
+def test_a_server_that_answers_measures_no_model_that_comes_then(models, tmp_path, monkeypatch):
+    """It would take the cores from its callers."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with process(models, "--http-address", "off", "--log-level", "debug", "--watch-s", "0.05") as started:
+        events = map(json.loads, started.stderr)
+        before = list(itertools.takewhile(lambda line: line["event"] != "SERVING", events))
+        assert sum(line["event"] == "plans measured" for line in before) == 1
+        tiny_bundle.write(models, name="shades")
+        later = itertools.takewhile(
+            lambda line: (line["event"], line.get("model")) != ("model ready", "shades"), events
+        )
+        assert "plans measured" not in [line["event"] for line in later]

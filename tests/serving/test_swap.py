@@ -24,6 +24,7 @@ from serving.metrics import Metrics
 from serving.reasons import plain_line
 from serving.server import Server
 from serving.settings import ServerSettings
+from serving.shelves import fingerprint
 from serving.unnamed import Unnamed
 from serving.versions import VersionPolicy
 from serving.watcher import Watcher
@@ -759,3 +760,14 @@ def test_a_status_names_some_of_many_models():
         Unnamed().choose(names)
     with pytest.raises(UnknownModelError, match=r"name one of a, b$"):
         Unnamed().choose(["b", "a"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_that_belongs_to_another_by_now_is_another(models):
+    """What could not be read before may be by now."""
+    folder = models / "colours" / "1"
+    before = fingerprint(folder)
+    os.chown(folder / "bundle.json", 12345, -1)
+    given = fingerprint(folder)
+    os.chown(folder / "bundle.json", -1, 12345)
+    assert len({before, given, fingerprint(folder)}) == 3

@@ -379,3 +379,20 @@ def test_what_waits_in_several_workers_is_told_as_a_sum(tmp_path):
         words = [sys.executable, "-c", code, waiting]
         told = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60, check=True).stdout
     assert 'calotype_queue_pictures{model="colours",version="1"} 7.0' in told
+
+
+def test_workers_have_all_of_their_time_to_end(models):
+    """The lame-duck time and the drain, and only then they are killed."""
+    code = "from serving import cli, workers; workers._KILL_AFTER_S = 0.2; cli.main()"
+    words = ["run", str(models), "--workers", "2", "--address", "127.0.0.1:0", "--http-address", "off"]
+    words += ["--log-format", "json", "--lame-duck-s", "1.5"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as started:
+        running = Crew(started)
+        for _ in range(2):
+            running.next("SERVING")
+        started.send_signal(signal.SIGTERM)
+        for _ in range(2):
+            running.next("stopped")
+        assert started.wait(PATIENCE_S) == 0
