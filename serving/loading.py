@@ -48,17 +48,7 @@ def load_model(
     """
     bundle = _load_bundle(folder, settings)
     _check_place(folder, bundle.manifest.contract)
-    proved = golden.open_proved(
-        bundle,
-        precision=settings.variant,
-        provider=settings.provider,
-        intra_op_threads=settings.intra_op_threads or 1,
-        cuda_memory_mb=settings.cuda_memory_mb,
-    )
-    if proved.refused:
-        log.warning("variant refused, serving fp32", reason=proved.refused)
-    if settings.provider == "auto" and proved.model.provider == "cpu" and has_cuda():
-        log.warning("CUDA would not start, serving on the CPU; its reason stands above, from onnxruntime")
+    proved = _open_proved(bundle, settings)
     model, plan = _planned(proved.model, settings, planner)
     lone = _lone(model, plan)
     contract = model.bundle.manifest.contract
@@ -82,6 +72,22 @@ def load_model(
         golden_difference=f"{proved.difference:.1e}",
     )
     return served
+
+
+def _open_proved(bundle: Bundle, settings: ServerSettings) -> golden.Proved:
+    """Open the variant that is asked for, on the provider that is asked for; tell where it became another."""
+    proved = golden.open_proved(
+        bundle,
+        precision=settings.variant,
+        provider=settings.provider,
+        intra_op_threads=settings.intra_op_threads or 1,
+        cuda_memory_mb=settings.cuda_memory_mb,
+    )
+    if proved.refused:
+        log.warning("variant refused, serving fp32", reason=proved.refused)
+    if settings.provider == "auto" and proved.model.provider == "cpu" and has_cuda():
+        log.warning("CUDA would not start, serving on the CPU; its reason stands above, from onnxruntime")
+    return proved
 
 
 def _planned(model: OnnxModel, settings: ServerSettings, planner: Planner | None) -> tuple[OnnxModel, Plan]:

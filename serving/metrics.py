@@ -9,6 +9,7 @@ import os
 import platform
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from prometheus_client import (
@@ -41,99 +42,78 @@ class Metrics:
     """Every metric, by name; `model_metrics` binds those of one version."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()
-        self.exposed = registry  # what /metrics tells
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            self.exposed = CollectorRegistry()
-            MultiProcessCollector(self.exposed)  # type: ignore[no-untyped-call]
-            self.exposed.register(CrewCollector(os.getppid()))
-        else:
-            ProcessCollector(registry=registry)  # CPU, memory, descriptors, start time
-        build = Info("calotype_build", "Which server this is.", registry=self.exposed)
-        build.info({"version": __version__, "python": platform.python_version()})
-        self.requests = Counter(
-            "calotype_requests", "Requests by outcome.", ("door", "model", "status"), registry=registry
+        self.registry = registry or CollectorRegistry()
+        self.exposed = self._exposed()  # what /metrics tells
+        self.owners: dict[tuple[str, str], tuple[Observer, str]] = {}  # version to who publishes it, and its digest
+        self._gone: dict[str, deque[str]] = {}  # versions by model, the newest last
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        seconds = partial(histogram, labelnames=_MODEL, buckets=_SECONDS)
+
+        self.requests = counter("calotype_requests", "Requests by outcome.", ("door", "model", "status"))
+        self.request_seconds = histogram(
+            "calotype_request_seconds", "From request to answer.", ("door", "model"), buckets=_SECONDS
         )
-        self.request_seconds = Histogram(
-            "calotype_request_seconds",
-            "From request to answer.",
-            ("door", "model"),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.answered = Counter(
-            "calotype_answered", "Requests of which every picture got a verdict.", _MODEL, registry=registry
-        )
-        self.answered_seconds = Counter(
+        self.answered = counter("calotype_answered", "Requests of which every picture got a verdict.", _MODEL)
+        self.answered_seconds = counter(
             "calotype_answered_seconds",
             "Of those, in all and by stage; of several pictures the mean.",
             (*_MODEL, "stage"),
-            registry=registry,
         )
-        self.unanswered = Counter(
-            "calotype_unanswered",
-            "Requests that a version refused, dropped or could not read.",
-            _MODEL,
-            registry=registry,
+        self.unanswered = counter(
+            "calotype_unanswered", "Requests that a version refused, dropped or could not read.", _MODEL
         )
-        self.pictures = Counter("calotype_pictures", "Pictures by outcome.", (*_MODEL, "outcome"), registry=registry)
-        self.rejected = Counter(
-            "calotype_rejected", "Pictures that were refused or dropped.", (*_MODEL, "reason"), registry=registry
-        )
-        self.turned_away = Counter(
-            "calotype_turned_away",
-            "Requests without a known token, or beyond its rate.",
-            ("reason",),
-            registry=registry,
+        self.pictures = counter("calotype_pictures", "Pictures by outcome.", (*_MODEL, "outcome"))
+        self.rejected = counter("calotype_rejected", "Pictures that were refused or dropped.", (*_MODEL, "reason"))
+        self.turned_away = counter(
+            "calotype_turned_away", "Requests without a known token, or beyond its rate.", ("reason",)
         )
         for reason in ("token", "rate"):
             self.turned_away.labels(reason)  # 0 from the start, so that the first one is a rise
-        self.queue_seconds = self._seconds("queue", "From admission until a thread takes the picture.")
-        self.decode_seconds = self._seconds("decode", "From encoded bytes to RGB.")
-        self.preprocess_seconds = self._seconds("preprocess", "From RGB to model input.")
-        self.inference_seconds = self._seconds("inference", "Of one batch in onnxruntime, in all its runs.")
-        self.batch_size = Histogram(
-            "calotype_batch_size",
-            "Pictures that one instance took together.",
-            (*_MODEL, "closing"),
-            buckets=_SIZES,
-            registry=registry,
+        self.queue_seconds = seconds("calotype_queue_seconds", "From admission until a thread takes the picture.")
+        self.decode_seconds = seconds("calotype_decode_seconds", "From encoded bytes to RGB.")
+        self.preprocess_seconds = seconds("calotype_preprocess_seconds", "From RGB to model input.")
+        self.inference_seconds = seconds("calotype_inference_seconds", "Of one batch in onnxruntime, in all its runs.")
+        self.batch_size = histogram(
+            "calotype_batch_size", "Pictures that one instance took together.", (*_MODEL, "closing"), buckets=_SIZES
         )
-        self.queue_pictures = Gauge(
-            "calotype_queue_pictures", "Pictures that wait.", _MODEL, registry=registry, multiprocess_mode="livesum"
+        self.queue_pictures = gauge(
+            "calotype_queue_pictures", "Pictures that wait.", _MODEL, multiprocess_mode="livesum"
         )
-        self.model_info = Gauge(
+        self.model_info = gauge(
             "calotype_model_info",
             "1 for every version that serves.",
             (*_MODEL, "digest", "provider", "variant"),
-            registry=registry,
             multiprocess_mode="livemax",
         )
-        self.owners: dict[tuple[str, str], tuple[Observer, str]] = {}  # version to who publishes it, and its digest
-        self._gone: dict[str, deque[str]] = {}  # versions by model, the newest last
-        self.load_failures = Counter(
-            "calotype_model_load_failures", "Versions that were refused.", ("model",), registry=registry
-        )
-        self.shadow = Counter(
+        self.load_failures = counter("calotype_model_load_failures", "Versions that were refused.", ("model",))
+        self.shadow = counter(
             "calotype_shadow",
             "Pictures that a candidate also saw: same or different best label, dropped, failed.",
             (*_MODEL, "agreement"),
-            registry=registry,
         )
-        self.shadow_difference = Histogram(
+        self.shadow_difference = histogram(
             "calotype_shadow_difference",
             "Mean absolute difference of a picture's probabilities, candidate to answer.",
             _MODEL,
             buckets=_DIFFERENCES,
-            registry=registry,
         )
-        self.predictions = Counter("calotype_predictions", "Best labels given.", (*_MODEL, "label"), registry=registry)
-        self.unknown = Counter(
-            "calotype_unknown", "Pictures unlike anything the model was trained on.", _MODEL, registry=registry
-        )
-        self.confidence = Histogram(
-            "calotype_confidence", "Score of the best label.", _MODEL, buckets=_SCORES, registry=registry
-        )
+        self.predictions = counter("calotype_predictions", "Best labels given.", (*_MODEL, "label"))
+        self.unknown = counter("calotype_unknown", "Pictures unlike anything the model was trained on.", _MODEL)
+        self.confidence = histogram("calotype_confidence", "Score of the best label.", _MODEL, buckets=_SCORES)
+
+    def _exposed(self) -> CollectorRegistry:
+        """Return the registry that is told: with several workers one of the sums of all."""
+        exposed = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            exposed = CollectorRegistry()
+            MultiProcessCollector(exposed)  # type: ignore[no-untyped-call]
+            exposed.register(CrewCollector(os.getppid()))
+        else:
+            ProcessCollector(registry=exposed)  # CPU, memory, descriptors, start time
+        build = Info("calotype_build", "Which server this is.", registry=exposed)
+        build.info({"version": __version__, "python": platform.python_version()})
+        return exposed
 
     def forget_oldest(self, name: str, version: str) -> None:
         """Hear that a version has gone; keep the series of the newest gone ones of a model, remove older ones.
@@ -152,6 +132,3 @@ class Metrics:
                 if isinstance(metric, Counter | Gauge | Histogram):
                     with suppress(ValueError):  # it has no such labels
                         metric.remove_by_labels({"model": name, "version": oldest})
-
-    def _seconds(self, stage: str, text: str) -> Histogram:
-        return Histogram(f"calotype_{stage}_seconds", text, _MODEL, buckets=_SECONDS, registry=self.registry)
