@@ -1,5 +1,6 @@
 """The command `serving`, also as `python -m serving`."""
 
+import os
 import signal
 import sys
 
@@ -10,6 +11,7 @@ def main() -> None:
     SIGTERM ends it meanwhile: the system keeps it from a container's first process, which has PID 1, until that asks.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # ours: several workers are given it, see `workers`
     from serving import cli
 
     cli.main()

@@ -1,8 +1,9 @@
 """Who may still join a queue: room in items, in bytes, and in time at the pace of what ran before.
 
-Counts, and refuses; whoever owns it holds a lock around every call. Knows neither threads nor clocks.
+Counts, and refuses; whoever owns it holds a lock around every call. Knows no clocks.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,11 +28,34 @@ class BatcherLimits:
     max_queue_ms: float = 1000.0  # as far as the pace of what ran before tells
 
 
-class Admission:
-    """What waits, and how long it will."""
+class ByteBudget:
+    """How many bytes may wait in several queues together. Shared by threads."""
 
-    def __init__(self, limits: BatcherLimits) -> None:
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self._lock = threading.Lock()
+
+    def take(self, size_bytes: int) -> bool:
+        """Take so much, if there is so much left."""
+        with self._lock:
+            if self.limit_bytes is not None and self.used_bytes + size_bytes > self.limit_bytes:
+                return False
+            self.used_bytes += size_bytes
+            return True
+
+    def give_back(self, size_bytes: int) -> None:
+        """Return what was taken."""
+        with self._lock:
+            self.used_bytes -= size_bytes
+
+
+class Admission:
+    """What waits, and how long it will. `budget` is that of all queues of this process."""
+
+    def __init__(self, limits: BatcherLimits, budget: ByteBudget | None = None) -> None:
         self._limits = limits
+        self._budget = budget or ByteBudget()
         self.items = 0
         self.size_bytes = 0
         self._under_way: list[tuple[int, float]] = []  # items of each batch, and when an instance took it
@@ -40,15 +64,21 @@ class Admission:
         self._prepare_s = 0.0  # of a prepare thread an item, likewise; 0 without such threads
 
     def enter(self, item_count: int, size_bytes: int, *, now: float, deadline: float | None = None) -> None:
-        """Count items in; raises what `check` raises."""
+        """Count items in; raises what `check` raises, and QueueFullError where all queues together hold too much."""
         self.check(item_count, size_bytes, now=now, deadline=deadline)
+        if not self._budget.take(size_bytes):
+            raise QueueFullError(
+                f"{self._budget.used_bytes:,} bytes wait for all models, at most {self._budget.limit_bytes:,} may; "
+                "try again later",
+                retry_after_s=self._wait_s(),
+            )
         self.items += item_count
         self.size_bytes += size_bytes
 
     def check(self, item_count: int, size_bytes: int, *, now: float, deadline: float | None = None) -> None:
         """Raise QueueFullError for items too many, or DeadlineExceededError where they would be answered too late."""
         limits = self._limits
-        wait_s = max(self.items * self._pace_s / limits.instances, self._preparation_s(self.items))
+        wait_s = self._wait_s()
         if self.items + item_count > limits.max_queue_items:
             raise QueueFullError(
                 f"{self.items} items wait, at most {limits.max_queue_items} may; try again later",
@@ -84,6 +114,7 @@ class Admission:
         """Count one item out."""
         self.items -= 1
         self.size_bytes -= size_bytes
+        self._budget.give_back(size_bytes)
 
     def note_pace(self, seconds: float, *, is_guess: bool = False) -> None:
         """Hear how many seconds an instance took for an item of its newest batch; a guess counts until one is known."""
@@ -97,6 +128,10 @@ class Admission:
     def note_preparation(self, seconds: float) -> None:
         """Hear how many seconds a prepare thread took for an item."""
         self._prepare_s += _PACE_WEIGHT * (seconds - self._prepare_s) if self._prepare_s else seconds
+
+    def _wait_s(self) -> float:
+        """Return how long what waits will, at the pace of what ran before."""
+        return max(self.items * self._pace_s / self._limits.instances, self._preparation_s(self.items))
 
     def _preparation_s(self, item_count: int) -> float:
         return item_count * self._prepare_s / max(1, self._limits.prepare_threads)

@@ -94,7 +94,10 @@ class Arrivals:
             self._look_soon()
 
     async def _relieve(self) -> None:
-        await asyncio.to_thread(return_memory)  # the C library keeps what refused messages leave behind
+        try:
+            await asyncio.to_thread(return_memory)  # the C library keeps what refused messages leave behind
+        except RuntimeError as error:  # no more threads are to be had
+            log.warning("memory could not be returned", reason=str(error))
         if self._is_too_much():
             self._refuse_half()
         self._look_soon()

@@ -8,7 +8,7 @@ Where there is a `run_lone`, a single item goes there while no other batch is un
 so with the batch before it too: it has every core to itself.
 
 Every admitted item's future is answered exactly once: with its answer, the error of its preparation or of its batch,
-DeadlineExceededError, or a cancellation.
+DeadlineExceededError, NotReadyError where `close` came first, or a cancellation.
 
 Knows nothing of pictures, models or the network.
 """
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
 from serving.errors import NotReadyError, ServingError, attempt
@@ -28,6 +28,8 @@ from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, give_way
 from serving.ticket import Ticket, past_deadline
 from serving.waiting import Item, Share, Waiting, without_gone
+
+_LEAVE_S: Final = 5.0  # for threads that have nothing to do
 
 Payload = TypeVar("Payload")
 Row = TypeVar("Row")
@@ -65,7 +67,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._ready: Waiting[Row, Answer] = Waiting(limits)
         self._preparing = 0
         self._idle = 0
-        self._admission = Admission(limits)
+        self._admission = Admission(limits, self._occupancy.encoded)
         self._is_closing = False
         self._threads: list[threading.Thread] = []
 
@@ -75,13 +77,20 @@ class Batcher(Generic[Payload, Row, Answer]):
         return self._admission.items
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the threads. Raises RuntimeError, and leaves none behind, where the system has no more of them."""
         cores = self._limits.cores or (None,) * self._limits.instances
         targets: list[tuple[str, Callable[[], None]]] = [("prepare", self._prepare_loop)] * self._limits.prepare_threads
         targets += [("run", partial(self._run_loop, OwnCore(core, self._occupancy))) for core in cores]
         self._threads = [threading.Thread(target=_work, args=(work,), name=name, daemon=True) for name, work in targets]
-        for thread in self._threads:
-            thread.start()
+        begun = []
+        try:
+            for thread in self._threads:
+                thread.start()
+                begun.append(thread)
+        except RuntimeError:
+            self._threads = begun
+            self.close(_LEAVE_S)
+            raise
 
     def submit(
         self, payloads: Sequence[Payload], *, sizes_bytes: Sequence[int], deadline: float | None = None
@@ -148,6 +157,8 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._lock:
             left = [ticket for ticket, _ in self._incoming] + self._ready.drain()
             self._incoming.clear()
+            for ticket in left:
+                self._admission.leave(ticket.size_bytes)
             self._has_ready.notify_all()
         for ticket in left:
             ticket.fail(NotReadyError("the server stopped before this was run; send it to another one"))

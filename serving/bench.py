@@ -18,7 +18,7 @@ import grpc
 
 from protos import classifier_pb2 as pb
 from serving.channel import OPEN, Access
-from serving.client import MAX_MESSAGE_BYTES
+from serving.client import MAX_MESSAGE_BYTES, enum_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ async def _send(call: Call, request: bytes, load: Load, record: _Record, *, due:
         return
     result = answer.results[0]
     if result.HasField("error"):
-        record.errors[f"image {pb.ImageError.Code.Name(result.error.code)}"] += 1
+        record.errors[f"image {enum_name(pb.ImageError.Code, result.error.code)}"] += 1
     else:
         record.latencies_s.append(time.perf_counter() - due)
 

@@ -18,7 +18,7 @@ from bundle.errors import BundleError, CalotypeError
 from bundle.repository import model_names, versions
 from serving.classifier import ServedModel
 from serving.complaints import Complaints
-from serving.errors import NotReadyError, SettingsError, StartupError, UnknownModelError
+from serving.errors import InvalidRequestError, NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.glimpses import Glimpses
 from serving.memory import return_memory
 from serving.reasons import plain_line, public_reason
@@ -75,7 +75,7 @@ class Catalogue:
         asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
         if asked_for or len(reasons) == len(names):  # else the others serve, as when one fails later
             raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
-        self._unnamed.begin_with(self._shelves.names())
+        self._unnamed.begin_with(self._answering_names())
         self._is_loaded = True
 
     def obey(self) -> None:
@@ -129,7 +129,7 @@ class Catalogue:
     def find(self, model: str = "", version: str = "") -> ServedModel:
         """Return the served model; empty names mean the only or default model and the version that answers.
 
-        Raises UnknownModelError, or NotReadyError where it is there but cannot answer.
+        Raises InvalidRequestError, UnknownModelError, or NotReadyError where it is there but cannot answer.
         """
         entry = self.entry(model, version)
         if entry.served is None or entry.state != "READY":
@@ -138,10 +138,15 @@ class Catalogue:
         return entry.served
 
     def entry(self, model: str = "", version: str = "") -> Entry:
-        """Return the entry that a request names, whatever its state. Raises UnknownModelError, NotReadyError."""
+        """Return the entry that a request names, whatever its state.
+
+        Raises InvalidRequestError, UnknownModelError, NotReadyError.
+        """
+        if version and not (version.isascii() and version.isdigit() and version[0] != "0"):
+            raise InvalidRequestError(f"version: found {version[:32]!r}, wanted a positive integer, or nothing")
         if not self._is_loaded:
             raise NotReadyError("models are loading; try again in a few seconds")
-        name = model or self._unnamed.choose(self._shelves.names())
+        name = model or self._unnamed.choose(self._shelves.names(), answering=self._answering_names())
         shelf = self._shelves[name]
         if not shelf.entries:
             raise UnknownModelError(f"no model {name[:64]!r}, found {some(self._shelves.names())}")
@@ -162,7 +167,7 @@ class Catalogue:
         return entry.state == "READY" and entry.version == self._shelves[entry.name].answering
 
     def candidate(self, name: str, version: int) -> ServedModel | None:
-        """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
+        """Return the ready version that may shadow the one that answers; NEWEST: the newest, if it is another."""
         return self._shelves[name].candidate(version)
 
     def entries(self) -> list[Entry]:
@@ -220,6 +225,10 @@ class Catalogue:
             self._complaints.tell(
                 f"{name}: pinned to version {pin}, which cannot serve; {self._shelves[name].answering} does"
             )
+        if shadow is not None and shadow.version == NEWEST and pin is None:
+            self._complaints.tell(
+                f"{name}: the newest version is to shadow what answers, and does itself; pin an older one"
+            )
         if shadow is not None and shadow.version not in (NEWEST, *there):
             self._complaints.tell(f"{name}: version {shadow.version} is to shadow it, and is not here")
 
@@ -254,6 +263,9 @@ class Catalogue:
             return "it left while it was loaded"
         self._shelves.put(replace(entry, state="READY", served=served))
         return ""
+
+    def _answering_names(self) -> list[str]:
+        return [entry.name for entry in self._shelves.answering()]
 
     def _folder(self, name: str, version: int) -> Path:
         return self._models / name / str(version)

@@ -29,8 +29,9 @@ def memory_limit_bytes() -> int | None:
 
 
 def usable_memory_bytes() -> int:
-    """Return the memory limit, or what the machine has where there is none."""
-    return memory_limit_bytes() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the memory limit, or what the machine has where that is less or there is none."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(memory_limit_bytes() or machine, machine)
 
 
 def cpu_quota(root: Path, *, membership: str = "") -> float | None:

@@ -22,7 +22,7 @@ from bundle.flags import spread
 from serving import bench as benchmark
 from serving.channel import Access
 from serving.cli_show import show_answers, show_measurement
-from serving.client import DEFAULT_ADDRESS, Client
+from serving.client import DEFAULT_ADDRESS, Classification, Client
 from serving.errors import ClientError, StartupError, UnreadableFileError
 from serving.memory import freeze_heap
 from serving.readings import DEFAULT_HTTP_ADDRESS, read, since_start
@@ -77,11 +77,14 @@ def classify(
 ) -> None:
     """Classify picture files with a running server."""
     with Client(address, access=access) as client:
-        answers = [
-            client.classify([data], model=model, top_k=top_k, min_score=min_score, timeout_s=timeout)
-            for data in _read(images)
-        ]
-    show_answers(images, answers, as_json=as_json)
+        answers: list[Classification] = []
+        try:
+            for data in _read(images):
+                answer = client.classify([data], model=model, top_k=top_k, min_score=min_score, timeout_s=timeout)
+                answers.append(answer)
+        finally:  # what has been answered before one fails
+            if answers:
+                show_answers(images[: len(answers)], answers, as_json=as_json)
     if any(answer.results[0].error for answer in answers):
         raise typer.Exit(1)
 
@@ -95,7 +98,9 @@ def bench(
     address: Address = DEFAULT_ADDRESS,
     model: Model = "",
     concurrency: Annotated[int, typer.Option(help="Keep so many requests under way (closed loop).", min=1)] = 1,
-    rate: Annotated[float, typer.Option(help="Send so many requests/s, Poisson (open loop); 0: closed.", min=0)] = 0.0,
+    rate: Annotated[
+        float, typer.Option(help="Send so many requests/s, Poisson (open loop); 0: closed.", min=0, max=1_000_000)
+    ] = 0.0,
     seconds: Annotated[float, typer.Option(help="Measure for so many s.", min=0.1)] = 10.0,
     requests: Annotated[int, typer.Option(help="Stop after so many requests; 0: only by time.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed the arrivals.")] = 0,

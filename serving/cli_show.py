@@ -39,6 +39,8 @@ def _print_answers(images: list[Path], answers: list[Classification]) -> None:
             table.add_row(name, escape(f"{result.error.code}: {result.error.message}"), "")
         if result.unknown:
             table.add_row(name, "unknown, perhaps", "")
+        if not (result.error or result.unknown or result.predictions):
+            table.add_row(name, "no score is that high", "")
         for place, one in enumerate(result.predictions):
             table.add_row("" if place or result.unknown else name, escape(one.label), f"{one.score:.4f}")
     Console().print(table)

@@ -4,11 +4,13 @@ Calls have a deadline. UNAVAILABLE and RESOURCE_EXHAUSTED are tried again by the
 push-back where it names one; so is CANCELLED, which gRPC says of calls that reach a server in the moment it stops.
 """
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import grpc
 
@@ -49,6 +51,11 @@ _NEXT_STEPS: Final = {
     "UNIMPLEMENTED": "is this a Calotype server?",
     "INTERNAL": "look into the server's log",
 }
+
+
+_LONGEST_S: Final = 30 * 86_400.0
+
+Image = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,7 @@ class Client:
 
     def classify(
         self,
-        images: Sequence[bytes],
+        images: Sequence[Image],
         *,
         model: str = "",
         version: str = "",
@@ -120,19 +127,17 @@ class Client:
         min_score: float = 0.0,
         timeout_s: float = 10.0,
     ) -> Classification:
-        """Classify encoded pictures in one request; top_k 0 means 5. Raises ClientError."""
+        """Classify encoded pictures in one request; top_k 0 means 5, timeout_s inf no deadline. Raises ClientError."""
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
-        try:
-            return _classification(self._stub.Classify(request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise _client_error(error, self._address) from error
+        with _told(self._address):
+            deadline_s = _deadline_s(timeout_s)
+            return _classification(self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
 
     def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
-        try:
-            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise _client_error(error, self._address) from error
+        with _told(self._address):
+            deadline_s = _deadline_s(timeout_s)
+            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=deadline_s, metadata=self._metadata))
 
     def close(self) -> None:
         """Close the connection."""
@@ -155,10 +160,11 @@ class AsyncClient:
         self._metadata = access.metadata()
         self._channel = access.async_channel(address, _OPTIONS)
         self._stub = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._is_closed = False
 
     async def classify(
         self,
-        images: Sequence[bytes],
+        images: Sequence[Image],
         *,
         model: str = "",
         version: str = "",
@@ -166,25 +172,36 @@ class AsyncClient:
         min_score: float = 0.0,
         timeout_s: float = 10.0,
     ) -> Classification:
-        """Classify encoded pictures in one request; top_k 0 means 5. Raises ClientError."""
+        """Classify encoded pictures in one request; top_k 0 means 5, timeout_s inf no deadline. Raises ClientError."""
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
-        try:
-            return _classification(await self._stub.Classify(request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise _client_error(error, self._address) from error
+        with self._told():
+            deadline_s = _deadline_s(timeout_s)
+            return _classification(await self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
 
     async def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
-        try:
-            return _models(
-                await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
+        with self._told():
+            asking = self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=_deadline_s(timeout_s), metadata=self._metadata
             )
-        except grpc.RpcError as error:
-            raise _client_error(error, self._address) from error
+            return _models(await asking)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls under way fail."""
+        self._is_closed = True
         await self._channel.close(None)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Do what `_told` does; a channel that is closed cancels the tasks of its calls, which nobody has asked for."""
+        try:
+            with _told(self._address):
+                yield
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self._is_closed and not (task and task.cancelling()):
+                raise _closed(self._address) from error
+            raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -195,8 +212,54 @@ class AsyncClient:
         await self.close()
 
 
-def _request(images: Sequence[bytes], *, model: str, version: str, top_k: int, min_score: float) -> pb.ClassifyRequest:
-    return pb.ClassifyRequest(model=model, version=version, images=images, top_k=top_k, min_score=min_score)
+def _request(images: Sequence[Image], *, model: str, version: str, top_k: int, min_score: float) -> pb.ClassifyRequest:
+    if isinstance(images, bytes | bytearray | memoryview | str):
+        raise _misused(f"images: found one {type(images).__name__}, wanted a sequence of encoded pictures")
+    try:
+        encoded = [image if isinstance(image, bytes) else bytes(memoryview(image)) for image in images]
+        return pb.ClassifyRequest(model=model, version=version, images=encoded, top_k=top_k, min_score=min_score)
+    except UnicodeEncodeError as error:
+        raise _misused(f"{error.object!r}: found what is no UTF-8, wanted text") from error
+    except (TypeError, ValueError) as error:
+        raise _misused(f"{error}; wanted images as bytes, model and version as text, top_k 0..4294967295") from error
+
+
+def _deadline_s(timeout_s: float) -> float | None:
+    """Return what gRPC is told: it takes a time too far away for one that has passed."""
+    if not timeout_s > 0:  # nor NaN
+        raise _misused(f"timeout_s: found {timeout_s}, wanted more than 0")
+    return None if timeout_s > _LONGEST_S else timeout_s
+
+
+def _misused(text: str) -> ClientError:
+    return ClientError(text, status="INVALID_ARGUMENT")
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Raise what goes wrong in a call as a ClientError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _client_error(error, address) from error
+    except (ValueError, grpc.aio.UsageError) as error:
+        raise _closed(address) from error
+
+
+def _closed(address: str) -> ClientError:
+    return ClientError(f"{address}: CANCELLED: this client is closed; make another one", status="CANCELLED")
+
+
+class _Enum(Protocol):
+    """What protoc makes of an enum."""
+
+    def items(self) -> Sequence[tuple[str, int]]:
+        """Return names and numbers."""
+
+
+def enum_name(kind: _Enum, number: int) -> str:
+    """Return the name of an enum's value, or the number of one that a newer server knows."""
+    return next((name for name, value in kind.items() if value == number), str(number))
 
 
 def _classification(response: pb.ClassifyResponse) -> Classification:
@@ -206,7 +269,7 @@ def _classification(response: pb.ClassifyResponse) -> Classification:
 
 def _result(result: pb.ImageResult) -> Result:
     if result.HasField("error"):
-        code = pb.ImageError.Code.Name(result.error.code)
+        code = enum_name(pb.ImageError.Code, result.error.code)
         return Result(error=PictureError(code=code, message=result.error.message))
     return Result(
         predictions=tuple(Prediction(index=one.index, label=one.label, score=one.score) for one in result.predictions),
@@ -219,7 +282,7 @@ def _models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
         ModelInfo(
             name=model.name,
             version=model.version,
-            state=pb.Model.State.Name(model.state),
+            state=enum_name(pb.Model.State, model.state),
             reason=model.reason,
             labels=tuple(model.labels),
             provider=model.provider,

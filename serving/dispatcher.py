@@ -94,7 +94,7 @@ class Dispatcher:
         picture_count = len(images)
         traced = self._tracing.request(door, picture_count=picture_count) if self._tracing else nullcontext()
         with self._counted(door, picture_count=picture_count) as course, traced as trace:
-            self._check(images, version)
+            self._check(images)
             deadline = course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
             served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
             await all_done(futures, deadline=deadline)
@@ -182,15 +182,13 @@ class Dispatcher:
                 self._metrics.request_seconds.labels(door, name).observe(seconds)
             _log(status, reason=reason, door=door, model=name, pictures=picture_count, ms=round(1000 * seconds, 1))
 
-    def _check(self, images: Sequence[Payload], version: str) -> None:
+    def _check(self, images: Sequence[Payload]) -> None:
         if not images:
             raise InvalidRequestError("images: found none, wanted at least one")
         if len(images) > self._max_images:
             raise InvalidRequestError(
                 f"images: found {len(images)}, wanted at most {self._max_images}; send several requests"
             )
-        if version and not (version.isascii() and version.isdigit()):
-            raise InvalidRequestError(f"version: found {version[:32]!r}, wanted a positive integer, or nothing")
 
 
 def _log(status: str, *, reason: str, **facts: str | float) -> None:

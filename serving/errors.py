@@ -7,7 +7,7 @@ CalotypeError (bundle)        shown to a person as one line; STATUS maps each ty
     ├── StartupError          nothing can be served; exit 1
     │   └── TokensFileError   a tokens file, or a line of it, that cannot be used
     ├── InvalidRequestError   a request that can never be answered
-    │   └── BodyTooLargeError an HTTP body beyond the limit; the rest of it was not read
+    │   └── BodyTooLargeError an HTTP body beyond the limit; the rest of it is not kept
     ├── MessageTooLargeError  a message that says more than the limit, compressed or to an open service
     ├── UnknownModelError     a model or version that is not here
     ├── NotReadyError         loading, draining or failed: another server may answer
@@ -55,7 +55,7 @@ class InvalidRequestError(ServingError):
 
 
 class BodyTooLargeError(InvalidRequestError):
-    """An HTTP body beyond the limit; the rest of it was not read."""
+    """An HTTP body beyond the limit; the rest of it is not kept."""
 
 
 class MessageTooLargeError(ServingError):

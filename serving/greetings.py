@@ -7,7 +7,7 @@ held all descriptors of both doors for so long.
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,35 +24,37 @@ class Greetings:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         context: ssl.SSLContext,
         make: Callable[[], asyncio.Protocol],
         *,
         is_full: Callable[[int], bool],
     ) -> None:
-        self._listener = listener
+        self._listeners = listeners
         self._context = context
         self._make = make
         self._is_full = is_full
         self._under_way: set[asyncio.Task[None]] = set()
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Take connections from now on."""
-        self._listener.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept())
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._accepting.append(asyncio.create_task(self._accept(listener)))
 
     def end(self) -> None:
         """Take no more, and hang up on those that are not yet connections."""
-        for task in filter(None, (self._accepting, *self._under_way)):
+        for task in (*self._accepting, *self._under_way):
             task.cancel()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
-    async def _accept(self) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, _ = await loop.sock_accept(listener)
             except OSError:  # no descriptors just now, or a caller who has gone again
                 await asyncio.sleep(_PAUSE_S)
                 continue

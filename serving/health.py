@@ -75,6 +75,10 @@ class HealthBoard(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gene
         finally:
             self._watchers -= 1
 
+    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:  # noqa: ARG002, N802 -- rpc
+        """Refuse: strangers may ask for health, but not for what is here."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "health is told by name; ListModels lists what is here")
+
     async def _changes(self, service: str) -> AsyncIterator[health_pb2.HealthCheckResponse.ServingStatus]:
         told = None
         while True:

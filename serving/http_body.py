@@ -77,14 +77,15 @@ class BodyReader:
             with suppress(RuntimeError):  # it has just run out by itself
                 arriving.reschedule(0.0)  # in the loop's time: long past
 
-    async def read(self, request: Request) -> Body:
-        """Return the request's pictures.
+    async def read(self, request: Request, *, within_s: float | None = None) -> Body:
+        """Return the request's pictures, that must have come within so many seconds.
 
         Raises InvalidRequestError, QueueFullError, DeadlineExceededError, NotReadyError or CallerGoneError.
         """
         body = Body(self)
+        most_s = _ARRIVAL_S if within_s is None else min(_ARRIVAL_S, within_s)
         try:
-            async with asyncio.timeout(0.0 if self._is_closing else _ARRIVAL_S) as arriving:
+            async with asyncio.timeout(0.0 if self._is_closing else most_s) as arriving:
                 self._arriving.add(arriving)
                 body.images = await self._images(request, body)
         except BaseException as error:
@@ -92,7 +93,7 @@ class BodyReader:
             if isinstance(error, TimeoutError) and self._is_closing:
                 raise NotReadyError("the server is shutting down; send it to another one") from error
             if isinstance(error, TimeoutError):
-                raise DeadlineExceededError(f"the body did not arrive within {_ARRIVAL_S} s; send it faster") from error
+                raise DeadlineExceededError(f"the body did not arrive within {most_s:g} s; send it faster") from error
             if isinstance(error, ClientDisconnect):
                 raise CallerGoneError("the caller went away while sending") from error
             raise
@@ -117,8 +118,10 @@ class BodyReader:
 
     async def _images(self, request: Request, body: Body) -> tuple[bytes, ...]:
         self._check(int(request.headers.get("content-length", "0")))  # h11 has checked that it is a number
+        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+            raise InvalidRequestError(f"content-encoding: found {packed[:32]!r}, wanted the pictures as they are")
         chunks = _held(request, body)
-        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
             return await self._files(request, chunks)
         raw = b"".join([chunk async for chunk in chunks])
         return (raw,) if raw else ()

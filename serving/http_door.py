@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
@@ -44,6 +44,7 @@ HTTP_STATUS: Final = {
 _MAX_TOP_K: Final = 2**32 - 1  # as in the proto
 _MAX_TIMEOUT_MS: Final = 3_600_000
 _NO_STORE: Final = {"cache-control": "no-store"}
+Number = TypeVar("Number", int, float)
 Outcome = TypeVar("Outcome")
 
 
@@ -55,7 +56,7 @@ class Question:
     version: str = ""
     top_k: int = 0
     min_score: float = 0.0
-    timeout_ms: float | None = None
+    timeout_ms: int | None = None
 
     @classmethod
     def parse(cls, query: QueryParams, *, model: str) -> Self:
@@ -68,9 +69,9 @@ class Question:
         return cls(
             model=model,
             version=query.get("version", ""),
-            top_k=int(_number(query, "top_k", default=0, low=0, high=_MAX_TOP_K)),
-            min_score=_number(query, "min_score", default=0.0, low=0, high=1),
-            timeout_ms=_number(query, "timeout_ms", default=0, low=1, high=_MAX_TIMEOUT_MS) or None,
+            top_k=_number(query, "top_k", int, low=0, high=_MAX_TOP_K) or 0,
+            min_score=_number(query, "min_score", float, low=0, high=1) or 0.0,
+            timeout_ms=_number(query, "timeout_ms", int, low=1, high=_MAX_TIMEOUT_MS),
         )
 
 
@@ -146,7 +147,8 @@ class HttpDoor:
         """Read a request whole; the body counts as wait of the deadline, and is held until the answer is there."""
         with self._dispatcher.refusals(door="http"):
             question = Question.parse(request.query_params, model=request.path_params.get("model", ""))
-            body = await self._bodies.read(request)
+            timeout_s = None if question.timeout_ms is None else question.timeout_ms / 1000
+            body = await self._bodies.read(request, within_s=timeout_s)
         with body:
             yield question, body.images
 
@@ -165,18 +167,17 @@ async def _unless_gone(request: Request, answering: Coroutine[None, None, Outcom
         gone.cancel()
 
 
-def _number(query: QueryParams, name: str, *, default: float, low: float, high: float) -> float:
-    text = query.get(name)
-    if text is None:
-        return default
-    kind = int if isinstance(default, int) else float
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name}: found {text[:32]!r}, wanted {low}..{high}")
-    return value
+def _number(query: QueryParams, name: str, kind: type[Number], *, low: int, high: int) -> Number | None:
+    """Return what a query says, or nothing. Raises InvalidRequestError."""
+    texts = query.getlist(name)
+    if not texts:
+        return None
+    with suppress(ValueError):
+        value = kind(texts[0] if texts[0].isascii() else "")
+        if low <= value <= high and len(texts) == 1:
+            return value
+    wanted = "a whole number " if kind is int else ""
+    raise InvalidRequestError(f"{name}: found {', '.join(texts)[:32]!r}, wanted {wanted}{low}..{high}, once")
 
 
 def _answer_record(answers: Answers, question: Question) -> dict[str, object]:
@@ -227,6 +228,8 @@ async def on_error(request: Request, error: Exception) -> Response:  # noqa: ARG
         code = 413  # the rest of the body is read and dropped, for a while: closed at once, the answer would be lost
     if isinstance(error, TryLaterError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if code == 503:
+        headers["retry-after"] = "1"
     if code == 401:
         headers["www-authenticate"] = "Bearer"
     text = "internal error" if status == "INTERNAL" else str(error)
@@ -235,7 +238,7 @@ async def on_error(request: Request, error: Exception) -> Response:  # noqa: ARG
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     code = error.status_code if isinstance(error, HTTPException) else 500
-    headers = dict(getattr(error, "headers", None) or {})  # Allow, at 405
+    headers = {**_NO_STORE, **(getattr(error, "headers", None) or {})}  # Allow, at 405
     if code == 405:
         text = f"{request.method[:16]} is not answered here; wanted {headers.get('Allow', 'another method')}"
         return _error_response(code, status="UNIMPLEMENTED", message=text, headers=headers)

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import errno
 import math
 import re
-import socket
 from collections.abc import Iterator
 from functools import partial
 from typing import Final
@@ -15,8 +13,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serving.errors import StartupError
+from serving.addresses import Address
 from serving.greetings import Greetings
+from serving.listening import listen
 from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
@@ -29,12 +28,12 @@ _KEEP_ALIVE_S: Final = 75  # longer than the usual 60 s of balancers, which must
 
 
 class HttpServer:
-    """One listening socket, or none where the address is empty. `start`, then `stop`; `port` is the bound one."""
+    """One for both families of sockets, or none without an address. `start`, then `stop`; `port` is the bound one."""
 
     def __init__(
         self,
         app: ASGIApp,
-        address: str,
+        address: Address | None,
         *,
         drain_s: float,
         max_connections: int,
@@ -42,7 +41,7 @@ class HttpServer:
         is_shared: bool = False,
     ) -> None:
         self._app = app
-        self.address = address
+        self._address = address
         self._files = files
         self._is_shared = is_shared  # with other processes, by SO_REUSEPORT
         self._drain_s = drain_s
@@ -54,11 +53,11 @@ class HttpServer:
 
     def start(self) -> None:
         """Bind and serve from now on. Raises StartupError where the address is not to be had."""
-        if not self.address:
+        if self._address is None:
             return
         context = http_context(self._files) if self._files else None
-        listener = _bind(self.address, is_shared=self._is_shared)
-        self.port = listener.getsockname()[1]
+        listeners = listen(self._address, is_shared=self._is_shared, backlog=_BACKLOG)
+        self.port = listeners[0].getsockname()[1]
         config = uvicorn.Config(
             self._app,
             http=_Protocol,
@@ -70,7 +69,7 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             backlog=_BACKLOG,
-            limit_concurrency=self._max_connections + 1,  # 503 from there on, before the body is read
+            limit_concurrency=self._max_connections + 1 + _TOLD,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, math.ceil(self._drain_s)),
         )
@@ -80,10 +79,15 @@ class HttpServer:
             make = partial(_Protocol, config, self._uvicorn.server_state, {})
             connections, most = self._uvicorn.server_state.connections, self._max_connections + 1 + _TOLD
             self._greetings = Greetings(
-                listener, context, make, is_full=lambda greeting: len(connections) + greeting >= most
+                listeners, context, make, is_full=lambda greeting: len(connections) + greeting >= most
             )
             self._greetings.start()
-        self._running = asyncio.create_task(self._uvicorn.serve(sockets=[] if context else [listener]))
+        self._running = asyncio.create_task(self._uvicorn.serve(sockets=[] if context else listeners))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more connections are here than may be: some, so that they can be told."""
+        return self._uvicorn is not None and len(self._uvicorn.server_state.connections) > self._max_connections
 
     def stop_accepting(self) -> None:
         """Take no more connections; those without a request close, the others after their answer."""
@@ -113,8 +117,8 @@ class _Protocol(H11Protocol):
 
     A connection that owes any of them for longer than _OWED_S is closed: else a few hundred silent ones would use up
     `max_connections`, and health with it. The body of a request that is being answered is `http_body`'s business.
-    uvicorn takes connections beyond its limit too, to answer 503; of these only _TOLD are kept, or they would use up
-    the descriptors of both doors. A body in crumbs is cut off: a chunk takes 2 µs to parse, on the loop of both doors.
+    Of the connections beyond the limit only _TOLD are kept, to be told so: more would use up the descriptors of both
+    doors. A body in crumbs is cut off: a chunk takes 2 µs to parse, on the loop of both doors.
     """
 
     _owed: asyncio.TimerHandle | None = None
@@ -122,7 +126,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        if len(self.connections) > (self.limit_concurrency or 0) + _TOLD:
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             transport.abort()
         self._watch()
 
@@ -200,29 +204,3 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave SIGTERM and SIGINT to the server's own drain."""
         yield
-
-
-def http_address(address: str, *, beside: str) -> str:
-    """Return `address` with a host: where it has none, that of the gRPC address `beside`; empty where it is "off"."""
-    if address == "off":  # a word, since an empty environment variable counts as none
-        return ""
-    if not address.startswith(":"):
-        return address
-    host = beside.rpartition(":")[0]
-    return f"{'127.0.0.1' if not host or beside.startswith('unix') else host}{address}"
-
-
-def _bind(address: str, *, is_shared: bool) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    try:
-        family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server(
-            (host.strip("[]"), int(port)), family=family, backlog=_BACKLOG, reuse_port=is_shared
-        )
-    except (OSError, ValueError, OverflowError) as error:
-        found = getattr(error, "strerror", None) or "it is no host:port"
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            found = "another server listens there"
-        raise StartupError(
-            f"{address}: cannot listen there for HTTP, {found}; choose another --http-address, or off"
-        ) from error

@@ -17,7 +17,7 @@ from bundle.repository import Bundle, load_bundle
 from bundle.runtime import OnnxModel, has_cuda, open_model
 from serving.admission import BatcherLimits
 from serving.batcher import Batcher
-from serving.cgroups import usable_cores, usable_memory_bytes
+from serving.cgroups import usable_cores
 from serving.classifier import PictureBatcher, ServedModel
 from serving.metrics import Metrics
 from serving.model_metrics import ModelMetrics
@@ -50,10 +50,10 @@ def load_model(
     _check_place(folder, bundle.manifest.contract)
     proved = _open_proved(bundle, settings)
     model, plan = _planned(proved.model, settings, planner)
-    lone = _lone(model, plan)
+    lone = _lone(model, plan, settings)
     contract = model.bundle.manifest.contract
     model_metrics = ModelMetrics(metrics, contract.name, contract.version)
-    occupancy = occupancy or Occupancy(decoders=settings.decoders)
+    occupancy = occupancy or Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes)
     batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
@@ -108,9 +108,9 @@ def _planned(model: OnnxModel, settings: ServerSettings, planner: Planner | None
     return (model if plan.intra_op_threads == 1 else _reopened(model, plan.intra_op_threads)), plan
 
 
-def _lone(model: OnnxModel, plan: Plan) -> OnnxModel | None:
+def _lone(model: OnnxModel, plan: Plan, settings: ServerSettings) -> OnnxModel | None:
     """Open what runs a picture that has the cores to itself; None where that is no other, or is not to be had."""
-    if plan.lone_threads == plan.intra_op_threads or not _has_room_twice(model):
+    if plan.lone_threads == plan.intra_op_threads or not _has_room_twice(model, settings.own_bytes):
         return None
     try:
         return _reopened(model, plan.lone_threads, spins=True)
@@ -128,9 +128,9 @@ def _reopened(model: OnnxModel, intra_op_threads: int, *, spins: bool = False) -
     return opened
 
 
-def _has_room_twice(model: OnnxModel) -> bool:
+def _has_room_twice(model: OnnxModel, memory_bytes: int) -> bool:
     """Say whether a second session is little beside the memory: some 2.2 times the file (Lite0), at most 7 %."""
-    return (model.bundle.folder / model.variant.file).stat().st_size <= usable_memory_bytes() // 32
+    return (model.bundle.folder / model.variant.file).stat().st_size <= memory_bytes // 32
 
 
 def _load_bundle(folder: Path, settings: ServerSettings) -> Bundle:

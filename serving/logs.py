@@ -37,7 +37,11 @@ class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Log it again."""
         level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING
-        structlog.get_logger(record.name).log(level, record.getMessage(), source=record.name, exc_info=record.exc_info)
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # its words do not fit its values: no reason for the library to fail
+            text = str(record.msg)
+        structlog.get_logger(record.name).log(level, text, source=record.name, exc_info=record.exc_info)
 
 
 def configure_logs(*, log_format: str = "console", log_level: str = "info") -> None:

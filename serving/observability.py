@@ -9,9 +9,9 @@ import re
 from typing import Final
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, get_contextvars
+from structlog.contextvars import bind_contextvars, get_contextvars, unbind_contextvars
 
 from serving.stages import Tracing
 
@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 def begin_request(given: str) -> str:
     """Name the request that the current task answers: the caller's id where it is usable, else 16 random hex digits."""
     identity = given if _GOOD_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    unbind_contextvars("caller")  # of a request before it on one connection of HTTP, whose task began this one's
     bind_contextvars(request_id=identity)
     return identity
 
@@ -54,11 +55,10 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = headers.get(HEADER.encode(), b"").decode("latin-1")
-        identity = begin_request(given)
+        headers = Headers(scope=scope)
+        identity = begin_request(headers.get(HEADER, ""))  # the first one, as at the other door
         if self._tracing:
-            self._tracing.join({name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()})
+            self._tracing.join(dict(headers))
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":

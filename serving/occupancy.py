@@ -1,7 +1,9 @@
-"""What is under way in this process, of all its models: whether a batch has the cores to itself, who may decode."""
+"""What is under way in this process, of all its models: is a batch alone on the cores, who may decode, who may wait."""
 
 import threading
 from typing import Final
+
+from serving.admission import ByteBudget
 
 _QUIET: Final = 2  # batches in a row that met no other
 
@@ -9,11 +11,12 @@ _QUIET: Final = 2  # batches in a row that met no other
 class Occupancy:
     """One for all models of a process. Entered around each batch, from its thread.
 
-    `decoding` is held while a picture is decoded: so many at once have memory for it.
+    `decoding` is held while a picture is decoded: so many at once have memory for it. `encoded` is what may wait.
     """
 
-    def __init__(self, *, decoders: int = 1) -> None:
+    def __init__(self, *, decoders: int = 1, encoded_bytes: int | None = None) -> None:
         self.decoding = threading.Semaphore(decoders)
+        self.encoded = ByteBudget(encoded_bytes)
         self._lock = threading.Lock()
         self._batches = 0
         self._cores: set[int] = set()  # that batches have for themselves

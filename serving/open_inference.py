@@ -4,7 +4,6 @@ The written rules stand in protos/open_inference.proto. What is not named there 
 memory, loading and unloading, trace and log settings. Knows no onnxruntime.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -15,15 +14,16 @@ from bundle import __version__
 from bundle.contract import Contract
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from serving.calls import Context, abort
+from serving.calls import Context
 from serving.dispatcher import Dispatcher
-from serving.errors import NotReadyError, UnknownModelError, status_name
+from serving.errors import InvalidRequestError, NotReadyError, UnknownModelError, status_name
 from serving.inference_answers import answer_message
 from serving.metrics import Metrics
 from serving.shelves import Entry, State
 from serving.statistics import Statistics, read_statistics
 from serving.streams import in_order
 from serving.tensors import INPUT_NAME, OUTPUT_NAME, UNKNOWN_NAME, asked_outputs, read_pictures, timeout_s
+from serving.waking import OneThread
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _EXTENSIONS: Final = (
@@ -43,7 +43,6 @@ _STATES: Final[dict[State, str]] = {
     "FAILED": "UNAVAILABLE",
 }
 log = structlog.get_logger(__name__)
-_REFUSED: Final = "refused when it was loaded; the server's log says why"  # the reason itself names our files
 
 
 class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -56,7 +55,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._metrics = metrics
         self._max_images = max_images_per_request
         self._is_serving = is_serving
-        self._reading = asyncio.Lock()
+        self._reading = OneThread()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:  # noqa: ARG002, N802 -- rpc
         """Say that the process answers."""
@@ -70,7 +69,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """Say whether this version, or any of the model, answers; an unknown one does not."""
         try:
             self._dispatcher.catalogue.find(request.name, request.version)
-        except (UnknownModelError, NotReadyError):
+        except (InvalidRequestError, UnknownModelError, NotReadyError):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._is_serving())
 
@@ -78,12 +77,9 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """Name the server and the extensions that work."""
         return pb.ServerMetadataResponse(name="calotype", version=__version__, extensions=_EXTENSIONS)
 
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: N802 -- rpc
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:  # noqa: ARG002, N802 -- rpc
         """Describe the tensors of a model."""
-        try:
-            contract = self._dispatcher.catalogue.find(request.name, request.version).contract
-        except Exception as error:  # noqa: BLE001 -- the table decides, the rest is logged with its traceback
-            await abort(context, error)
+        contract = self._dispatcher.catalogue.find(request.name, request.version).contract
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=contract.name,
@@ -96,21 +92,15 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             ],
         )
 
-    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: N802 -- rpc
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:  # noqa: ARG002, N802 -- rpc
         """Describe a model in the terms of Triton's configuration."""
-        try:
-            contract = self._dispatcher.catalogue.find(request.name, request.version).contract
-        except Exception as error:  # noqa: BLE001 -- as above
-            await abort(context, error)
+        contract = self._dispatcher.catalogue.find(request.name, request.version).contract
         return pb.ModelConfigResponse(config=_config(contract, max_batch_size=self._max_images))
 
-    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: N802 -- rpc
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802 -- rpc
         """Tell the statistics of what answers: one version, one model or, without a name, all."""
-        try:
-            if request.name:
-                self._dispatcher.catalogue.find(request.name, request.version)
-        except Exception as error:  # noqa: BLE001 -- as above
-            await abort(context, error)
+        if request.name:
+            self._dispatcher.catalogue.find(request.name, request.version)
         asked = [
             entry
             for entry in self._ready()
@@ -121,12 +111,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _read_statistics(self, versions: Sequence[tuple[str, int]]) -> list[Statistics]:
         """Read in a thread, one caller after another: the files of several workers, or a thousand labels, take long."""
-        async with self._reading:
-            reading = asyncio.ensure_future(asyncio.to_thread(read_statistics, self._metrics, versions))
-            try:
-                return await asyncio.shield(reading)
-            finally:
-                await asyncio.wait({reading})  # the thread goes on where a caller has gone: the next waits for it
+        return await self._reading.run(read_statistics, self._metrics, versions)
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:  # noqa: ARG002, N802 -- rpc
         """List every known version, or those that answer."""
@@ -134,7 +119,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
-                index(name=one.name, version=str(one.version), state=_STATES[one.state], reason=one.reason and _REFUSED)
+                index(name=one.name, version=str(one.version), state=_STATES[one.state], reason=one.reason)
                 for one in entries
             ]
         )
@@ -143,19 +128,13 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """Answer one request."""
         answering = self._infer(request, context)
         del request  # as below
-        try:
-            return await answering
-        except Exception as error:  # noqa: BLE001 -- as above
-            await abort(context, error)
+        return await answering
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:  # noqa: N802 -- rpc
         """Answer requests in their order; one that fails gets a message of its own."""
-        try:
-            async with aclosing(in_order(requests, lambda request: self._infer_alone(request, context))) as answers:
-                async for answer in answers:
-                    await context.write(answer)
-        except Exception as error:  # noqa: BLE001 -- as above
-            await abort(context, error)
+        async with aclosing(in_order(requests, lambda request: self._infer_alone(request, context))) as answers:
+            async for answer in answers:
+                await context.write(answer)
 
     async def _infer_alone(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         """Answer one request of a stream, with its only and so its final response."""

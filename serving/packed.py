@@ -5,11 +5,11 @@ it hands them over as they came, and does not tell which they are. No message of
 first byte of gzip is none that protobuf knows (wire type 7), that of deflate is the number of a field 15.
 """
 
-import asyncio
 import zlib
 from typing import Final
 
 from serving.errors import InvalidRequestError, MessageTooLargeError
+from serving.waking import OneThread
 
 LEAVE_PACKED: Final = ("grpc.per_message_decompression", 0)  # grpc_types.h
 _WINDOW_BITS: Final = {b"\x1f": 31, b"\x78": 15}  # for zlib, by the first byte of gzip (RFC 1952), deflate (RFC 1950)
@@ -25,12 +25,11 @@ class Unpacker:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._turn = asyncio.Lock()
+        self._thread = OneThread()
 
     async def unpack(self, message: bytes) -> bytes:
         """Return what was packed. Raises InvalidRequestError, MessageTooLargeError."""
-        async with self._turn:
-            return await asyncio.to_thread(unpack, message, self._max_bytes)
+        return await self._thread.run(unpack, message, self._max_bytes)
 
 
 def unpack(message: bytes, max_bytes: int) -> bytes:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -131,12 +131,12 @@ class PlanCache:
     def get(self, key: Sequence[str], *, cores: int) -> Plan | None:
         """Return the plan that was kept, or None where there is none, or none that could be for so many cores."""
         found = self._read().get("/".join(key))
-        fields = ("instances", "intra_op_threads", "lone_threads", "decode_threads", "max_batch", "max_run")
-        if not isinstance(found, dict) or set(found) != set(fields):
+        names = [field.name for field in fields(Plan)]
+        if not isinstance(found, dict) or set(found) != set(names):
             return None
-        least = dict.fromkeys(fields, 1) | {"decode_threads": 0}
-        most = dict.fromkeys(fields, cores) | {"max_batch": _MOST_ITEMS, "max_run": _MOST_ITEMS}
-        if not all(type(found[field]) is int and least[field] <= found[field] <= most[field] for field in fields):
+        least = dict.fromkeys(names, 1) | {"decode_threads": 0}
+        most = dict.fromkeys(names, cores) | {"max_batch": _MOST_ITEMS, "max_run": _MOST_ITEMS}
+        if not all(type(found[name]) is int and least[name] <= found[name] <= most[name] for name in names):
             return None
         return Plan(**found)
 

@@ -46,7 +46,11 @@ def run(
 async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str) -> None:
     started = time.monotonic()
     stop = _stop_on_signal(exits_at_second=settings.workers == 1)
-    metrics, planner, occupancy = Metrics(), Planner(), Occupancy(decoders=settings.decoders)
+    metrics, planner, occupancy = (
+        Metrics(),
+        Planner(),
+        Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes),
+    )
     catalogue = Catalogue(
         models,
         lambda folder: load_model(folder, settings, metrics=metrics, planner=planner, occupancy=occupancy),

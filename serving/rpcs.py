@@ -36,7 +36,8 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
     Messages are asked for here, also those of calls that bring one, as `arrivals` wants to know; to the caller that
     makes no difference. Bytes that are no message are refused here too: the library would tell the caller the names of
     our classes, and the log a stack. So are messages of more than `max_fields`, before they are decoded, and large ones
-    to the open services, which strangers may call. `on_refusal` hears of all of these, with the method's name.
+    to the open services, which strangers may call. `on_refusal` hears of all of these, with the method's name. Whatever
+    a servicer raises ends its call as `calls.abort` says.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             _name_answer(context)
             try:
                 return await behaviour(await incoming(context), context)
-            except ServingError as error:
+            except Exception as error:  # noqa: BLE001 -- the table decides, the unforeseen is logged with its traceback
                 await abort(context, error)
 
         async def generate(_: object, context: Context) -> AsyncIterator[object]:
@@ -115,7 +116,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             try:
                 async for message in behaviour(await incoming(context), context):
                     yield message
-            except ServingError as error:
+            except Exception as error:  # noqa: BLE001 -- as above
                 await abort(context, error)
 
         wrapped = generate if inspect.isasyncgenfunction(behaviour) else answer  # both are ways to write a servicer

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving.access import check_exposure
+from serving.addresses import Address
 from serving.arrivals import Arrivals
 from serving.catalogue import Catalogue
 from serving.connections import connection_options
@@ -24,7 +25,8 @@ from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
 from serving.http_body import BodyLimits, BodyReader
 from serving.http_door import HttpDoor
-from serving.http_server import HttpServer, http_address
+from serving.http_entrance import Entrance
+from serving.http_server import HttpServer
 from serving.listening import check_free
 from serving.metrics import Metrics
 from serving.observability import Envelope
@@ -65,6 +67,8 @@ class Server:
     ) -> None:
         self._catalogue = catalogue
         self._settings = settings
+        self._address = Address.parse(settings.address)
+        self._http_address = None if settings.http_address == "off" else self._address.beside(settings.http_address)
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
         open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
         self._rpcs = Rpcs(
@@ -115,8 +119,8 @@ class Server:
 
     async def startup(self) -> None:
         """Listen, and load every model off the event loop; one of several workers loads first. Raises StartupError."""
-        for address in (self._settings.address, self._http.address):
-            check_exposure(self._settings, address=address)
+        for address in filter(None, (self._address, self._http_address)):
+            check_exposure(self._settings, address)
         if self._gate:
             self._gate.open()
         classifier_pb2_grpc.add_ClassifierServicer_to_server(ClassifierService(self._dispatcher), self._rpcs)  # type: ignore[no-untyped-call]  # generated
@@ -188,12 +192,11 @@ class Server:
     def _make_http(self, metrics: Metrics, tracing: Tracing | None) -> HttpServer:
         settings = self._settings
         door = HttpDoor(self._dispatcher, metrics=metrics, bodies=self._bodies, is_ready=self._is_ready)
-        address = http_address(settings.http_address, beside=settings.address)
         open_paths = (*PAGE_PATHS, *(HEALTH_PATHS if settings.open_health else ()))  # the page asks for a token
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
         return HttpServer(
-            Envelope(app, tracing=tracing),
-            address,
+            Envelope(Entrance(app, is_full=lambda: self._http.is_full), tracing=tracing),
+            self._http_address,
             drain_s=settings.drain_s,
             max_connections=settings.max_connections,
             files=tls_files(settings),
@@ -215,7 +218,7 @@ class Server:
 
     def _listen(self) -> int:
         address, files = self._settings.address, tls_files(self._settings)
-        check_free(address, is_shared=self._settings.workers > 1)
+        check_free(self._address, is_shared=self._settings.workers > 1)
         credentials = server_credentials(files) if files else None
         try:
             if credentials is None:

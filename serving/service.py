@@ -3,7 +3,6 @@
 Knows no onnxruntime.
 """
 
-import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Final
@@ -11,7 +10,7 @@ from typing import Final
 from bundle.errors import ImageError
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.calls import Context, abort
+from serving.calls import Context
 from serving.classifier import ServedModel
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError
@@ -32,33 +31,24 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
         """Answer one request."""
         answering = self._classify(request, context)
         del request  # as below
-        try:
-            return await answering
-        except Exception as error:  # noqa: BLE001 -- the table decides, the rest is logged with its traceback
-            await abort(context, error)
+        return await answering
 
     async def ClassifyStream(self, requests: AsyncIterator[pb.ClassifyRequest], context: Context) -> None:  # noqa: N802 -- rpc
         """Answer requests in their order while later ones are already under way."""
-        try:
-            async with aclosing(in_order(requests, lambda request: self._classify(request, context))) as answers:
-                async for answer in answers:
-                    await context.write(answer)
-        except Exception as error:  # noqa: BLE001 -- as above
-            await abort(context, error)
+        async with aclosing(in_order(requests, lambda request: self._classify(request, context))) as answers:
+            async for answer in answers:
+                await context.write(answer)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802 -- rpc
         """List every known version, also those that failed."""
         return pb.ListModelsResponse(models=[_model_message(entry) for entry in self._dispatcher.catalogue.entries()])
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:  # noqa: N802 -- rpc
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:  # noqa: ARG002, N802 -- rpc
         """Describe one version."""
-        try:
-            return _model_message(self._dispatcher.catalogue.entry(request.model, request.version))
-        except Exception as error:  # noqa: BLE001 -- as above
-            await abort(context, error)
+        return _model_message(self._dispatcher.catalogue.entry(request.model, request.version))
 
     async def _classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        if not (math.isfinite(request.min_score) and 0 <= request.min_score <= 1):
+        if not 0 <= request.min_score <= 1:  # nor NaN
             with self._dispatcher.refusals(door="classifier.v1"):
                 raise InvalidRequestError(f"min_score: found {request.min_score}, wanted 0..1")
         answering = self._dispatcher.classify(

@@ -20,6 +20,8 @@ _LEAST_RENEWAL_S: Final = 30.0
 _LEAST_CALLS: Final = 100  # of a connection: where few may queue, the others are to hear that
 _MOST_S: Final = 1_000_000.0  # gRPC takes milliseconds in 31 bits
 _MOST: Final = 1_000_000_000  # of anything: gRPC counts in 31 bits too
+_MOST_THREADS: Final = 1024
+_MOST_PIXELS: Final = 178_956_970  # where Pillow refuses
 _MOST_BYTES: Final = 2**31 - 1  # of a message, likewise
 
 
@@ -53,10 +55,16 @@ class ServerSettings:
     variant: Annotated[Choice, _setting("Serve this variant; auto: int8 on CPU, fp16 on CUDA, else fp32.")] = "auto"
     require_signature: Annotated[Path | None, _setting("Serve only what a public key in this PEM has signed.")] = None
     plan: Annotated[Literal["auto", "fixed"], _setting("Measure threads and batches, or take the rule.")] = "auto"
-    workers: Annotated[int, _setting("Run so many processes behind one address.", low=1)] = 1
-    instances: Annotated[int, _setting("Run so many batches at once per model; 0: as planned.", low=0)] = 0
-    intra_op_threads: Annotated[int, _setting("Use so many threads inside any run; 0: as planned.", low=0)] = 0
-    decode_threads: Annotated[int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0)] = 0
+    workers: Annotated[int, _setting("Run so many processes behind one address.", low=1, high=_MOST_THREADS)] = 1
+    instances: Annotated[
+        int, _setting("Run so many batches at once per model; 0: as planned.", low=0, high=_MOST_THREADS)
+    ] = 0
+    intra_op_threads: Annotated[
+        int, _setting("Use so many threads inside any run; 0: as planned.", low=0, high=_MOST_THREADS)
+    ] = 0
+    decode_threads: Annotated[
+        int, _setting("Decode in so many threads; 0: no own ones on CPU.", low=0, high=_MOST_THREADS)
+    ] = 0
     max_batch: Annotated[int, _setting("Take at most so many images at once; 0: as planned, 32 on CUDA.", low=0)] = 0
     max_wait_ms: Annotated[float, _setting("Hold back an image so many ms for company.", low=0, high=60_000)] = 0.0
     max_queue_images: Annotated[int, _setting("Queue at most so many images per model.", low=1, high=_MOST)] = 256
@@ -64,9 +72,9 @@ class ServerSettings:
     max_queue_ms: Annotated[float, _setting("Refuse what would wait longer than so many ms.", low=1)] = 1000.0
     max_images_per_request: Annotated[int, _setting("Accept at most so many images a request.", low=1)] = 64
     max_image_bytes: Annotated[int, _setting("Take at most so many bytes an image.", low=1)] = DEFAULT_LIMITS.max_bytes
-    max_pixels: Annotated[int, _setting("Decode at most so many pixels an image, or what fits in memory.", low=1)] = (
-        DEFAULT_LIMITS.max_pixels
-    )
+    max_pixels: Annotated[
+        int, _setting("Decode at most so many pixels an image, or what fits in memory.", low=1, high=_MOST_PIXELS)
+    ] = DEFAULT_LIMITS.max_pixels
     max_message_bytes: Annotated[int, _setting("Accept at most so many bytes a message.", low=1, high=_MOST_BYTES)] = (
         64 * 2**20
     )
@@ -84,28 +92,34 @@ class ServerSettings:
 
     @property
     def queue_bytes(self) -> int:
-        """How many encoded bytes may wait: at most a quarter of a worker's memory, but one message at least."""
-        return max(min(self.max_queue_bytes, self._own_bytes // 4), self.max_message_bytes)
+        """How many encoded bytes may wait for one model."""
+        return min(self.max_queue_bytes, self.encoded_bytes)
+
+    @property
+    def encoded_bytes(self) -> int:
+        """How many may wait for all models: a quarter of a worker's memory, but one message at least."""
+        return max(self.own_bytes // 4, self.max_message_bytes)
 
     @property
     def decoders(self) -> int:
         """How many pictures a worker decodes at once, whatever the number of its models: one a core at most."""
         cores = usable_cores(processes=self.workers)
-        return min(self.decode_threads or self.instances or cores, cores)
+        instances = self.instances if self.provider == "cpu" else 0  # of a GPU: others decode for them
+        return min(self.decode_threads or instances or cores, cores)
 
     @property
     def decoding_bytes(self) -> int:
         """How much memory one of them may take: all of them together half of a worker's."""
-        return self._own_bytes // 2 // self.decoders
+        return self.own_bytes // 2 // self.decoders
 
     @property
     def memory_bytes(self) -> int:
         """How much a worker may hold before it refuses what is still arriving: three quarters of its memory."""
-        return self._own_bytes * 3 // 4
+        return self.own_bytes * 3 // 4
 
     @property
-    def _own_bytes(self) -> int:
-        """A worker's part of the memory."""
+    def own_bytes(self) -> int:
+        """How much of the memory is a worker's part."""
         return usable_memory_bytes() // self.workers
 
     @property

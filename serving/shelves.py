@@ -56,7 +56,7 @@ class Shelf:
         raise UnknownModelError(f"model {self.entries[0].name!r} has no version {version[:16]!r}, found {there}")
 
     def candidate(self, version: int) -> ServedModel | None:
-        """Return the ready version that may shadow the one that answers; NEWEST: the newest after it."""
+        """Return the ready version that may shadow the one that answers; NEWEST: the newest, if it is another."""
         number = max(self.ready(), default=None) if version == NEWEST else version
         entry = self.get(number)
         return entry.served if entry and entry.state == "READY" and number != self.answering else None

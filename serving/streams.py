@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from typing import Final, TypeVar
 
-_WINDOW: Final = 8  # requests of one stream that wait for their answers
+_WINDOW: Final = 8  # requests of one stream that wait for their turn; one more is answered, and one read
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")

@@ -33,7 +33,7 @@ class OpenTelemetry:
 
     def join(self, headers: Mapping[str, str]) -> None:
         """Continue the caller's trace; the task that runs the request ends with it, and so does the context."""
-        context.attach(propagate.extract(headers))
+        context.attach(propagate.extract(headers, context=context.Context()))  # not a part of what this task inherits
 
     @contextmanager
     def request(self, door: str, *, picture_count: int) -> Iterator["RequestSpan"]:

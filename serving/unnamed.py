@@ -9,7 +9,7 @@ _SHOWN: Final = 20
 
 
 class Unnamed:
-    """The default model; without one the only model.
+    """The default model; without one the only model that answers.
 
     Who was the only model at the start, or is the `usual` one, goes on answering when others appear: whoever named
     none goes on being answered.
@@ -19,18 +19,19 @@ class Unnamed:
         self._default = default
         self._usual = usual  # may be gone
 
-    def begin_with(self, names: Collection[str]) -> None:
-        """Take note of the models that were here at the start."""
-        if len(names) == 1:
-            (self._usual,) = names
+    def begin_with(self, answering: Collection[str]) -> None:
+        """Take note of the models that answered at the start."""
+        if len(answering) == 1:
+            (self._usual,) = answering
 
-    def choose(self, names: Collection[str]) -> str:
-        """Return the name that is meant among those that are known by now. Raises UnknownModelError."""
-        if self._default or self._usual in names:
+    def choose(self, known: Collection[str], *, answering: Collection[str]) -> str:
+        """Return the name that is meant: one that answers, or among those that are known. Raises UnknownModelError."""
+        if self._default or self._usual in known:
             return self._default or self._usual
-        if len(names) == 1:
-            return next(iter(names))
-        raise UnknownModelError(f"several models are served, name one of {some(names)}")
+        meant = answering or known
+        if len(meant) == 1:
+            return next(iter(meant))
+        raise UnknownModelError(f"several models are served, name one of {some(meant)}")
 
 
 def some(names: Collection[str]) -> str:

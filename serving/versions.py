@@ -13,7 +13,7 @@ from typing import Final
 from bundle.contract import NAME_PATTERN, VERSION_PATTERN
 from serving.errors import SettingsError
 
-NEWEST: Final = 0  # as a shadow's version: the newest ready one that does not answer already
+NEWEST: Final = 0  # as a shadow's version: the newest ready one, where a pinned one answers
 _MAX_PINS_BYTES: Final = 64 * 2**10
 _PIN: Final = re.compile(f"({NAME_PATTERN})=({VERSION_PATTERN})")
 _SHADOW: Final = re.compile(rf"({NAME_PATTERN})=({VERSION_PATTERN}|newest):([01]|[01]?\.[0-9]{{1,6}})")

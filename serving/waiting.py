@@ -91,7 +91,7 @@ class Waiting(Generic[Row, Answer]):
                 live.append(item)
             else:
                 cancelled.append(item.ticket)
-        is_full = size == self._limits.max_batch
+        is_full = len(live) == self._limits.max_batch
         closing: Closing = "full" if is_full else "shared" if self._items else "drained"
         return Share(live, expired, cancelled, closing, now)
 

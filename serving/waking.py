@@ -1,13 +1,31 @@
-"""Wait in the event loop for futures that threads answer."""
+"""Wait in the event loop for what threads do."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.ticket import past_deadline
+
+Result = TypeVar("Result")
+
+
+class OneThread:
+    """Has work done in a thread, one piece at a time: also where callers go, for a thread goes on without its own."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def run(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Return what the work gives, or raise what it raises, in its turn."""
+        async with self._turn:
+            working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+            try:
+                return await asyncio.shield(working)
+            finally:
+                await asyncio.wait({working})
 
 
 async def all_done(futures: Sequence[Future[Any]], *, deadline: float | None = None) -> None:

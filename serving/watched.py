@@ -5,7 +5,7 @@ which network drives and container mounts often lack.
 from collections.abc import Sequence
 from pathlib import Path
 
-_Signature = tuple[int, int, int] | None  # inode, nanoseconds, bytes; None: not there
+_Signature = tuple[int, int, int, int] | None  # inode, nanoseconds of two changes, bytes; None: not there
 
 
 class WatchedFiles:
@@ -27,4 +27,5 @@ def _signature(path: Path) -> _Signature:
         found = path.stat()  # through symbolic links: mounted secrets are swapped by theirs
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    # With the change of the inode: a file that may be read by now is another one, and so is a copy with its old times.
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

@@ -26,8 +26,8 @@ import structlog
 
 from bundle.errors import BundleError
 from bundle.repository import model_names
+from serving.addresses import Address
 from serving.errors import StartupError
-from serving.http_server import http_address
 from serving.listening import check_free
 from serving.logs import configure_logs
 from serving.settings import ServerSettings
@@ -53,10 +53,11 @@ def run(models: Path, settings: ServerSettings) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(_metrics_folder())
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the library is imported: in the workers
-        address = stack.enter_context(_held_port(settings.address))
-        http = http_address(settings.http_address, beside=settings.address)
-        held = stack.enter_context(_held_port(http)) if http else settings.http_address
-        shared = replace(settings, address=address, http_address=held)
+        address = Address.parse(settings.address)
+        shared = replace(settings, address=stack.enter_context(_held_port(address)))
+        if settings.http_address != "off":
+            http = address.beside(settings.http_address)
+            shared = replace(shared, http_address=stack.enter_context(_held_port(http)))
         _Supervisor(models, shared, usual_model=_only_name(models)).run()
 
 
@@ -84,21 +85,22 @@ def _metrics_folder() -> Iterator[str]:
 
 
 @contextmanager
-def _held_port(address: str) -> Iterator[str]:
+def _held_port(address: Address) -> Iterator[str]:
     """Bind without listening, so that the port stays ours and the system sends it no connections; yield the address."""
-    host, _, port = address.rpartition(":")
-    if host.startswith("unix") or not port.isdigit():
-        raise StartupError(f"{address}: several workers want a host:port to share; choose another, or --workers 1")
+    if address.is_file:
+        raise StartupError(f"{address.text}: several workers want a host:port to share; choose another, or --workers 1")
     check_free(address, is_shared=False)  # with each other alone
     with ExitStack() as stack:
+        family, place = address.places()[0]
         try:
-            family = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][0]
             held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((host.strip("[]"), int(port)))
+            held.bind(place)
         except OSError as error:
-            raise StartupError(f"{address}: cannot listen there; choose another address") from error
-        yield f"{host}:{held.getsockname()[1]}"
+            raise StartupError(
+                f"{address.text}: cannot listen there, {error.strerror}; choose another address"
+            ) from error
+        yield f"{address.text.rpartition(':')[0]}:{held.getsockname()[1]}"
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 "use strict";
 
 const AT_ONCE = 4; // browsers open six connections a host; the rest stay free for the page
-const PATIENCE = 5; // times that a picture waits as long as the server asks, before a person is told
+const PATIENCE = 5; // times that all wait as long as the server asks, without an answer in between, before a person is told
 const WORDS = {
   EMPTY: "The file is empty.",
   NOT_AN_IMAGE: "This is not a picture.",
@@ -14,15 +14,22 @@ const WORDS = {
   RESOURCE_EXHAUSTED: "The server takes no more just now.",
   UNAVAILABLE: "The server is not ready.",
   DEADLINE_EXCEEDED: "The server took too long.",
+  UNREACHABLE: "The server did not answer; is it running, or is the file too large?",
   UNAUTHENTICATED: "The token is not valid any more; reload the page to give another.",
 };
 const AGAIN = new Set(["RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNREACHABLE", "INTERNAL"]);
 
 const byId = (id) => document.getElementById(id);
-const [drop, files, camera, model, answers, status] = ["drop", "files", "camera", "model", "answers", "status"].map(byId);
+const [drop, files, camera, model, answers, status, said] = ["drop", "files", "camera", "model", "answers", "status", "said"].map(byId);
 const waiting = [];
 let asking = 0;
 let pasted = 0;
+let heldUntil = 0; // the server wants no more before that
+let held = 0; // times in a row
+let token = null;
+try {
+  token = sessionStorage.getItem("token"); // until the tab is closed
+} catch { /* the browser keeps nothing: then until the page is */ }
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -31,25 +38,33 @@ function element(tag, text, className) {
   return made;
 }
 
-const call = (path, { headers, ...options } = {}) => {
-  const token = sessionStorage.getItem("token"); // until the tab is closed
-  return fetch(path, { ...options, headers: { ...headers, ...(token && { authorization: `Bearer ${token}` }) } });
-};
+const call = (path, { headers, ...options } = {}) =>
+  fetch(path, { ...options, headers: { ...headers, ...(token && { authorization: `Bearer ${token}` }) } });
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+function say(text) {
+  said.append(element("p", text));
+  if (said.children.length > 20) said.firstElementChild.remove();
+}
 
 function tokenGiven() {
   const gate = byId("gate");
-  byId("refused").textContent = sessionStorage.getItem("token") ? "The server does not know this token." : "";
+  byId("refused").textContent = token ? "The server does not know this token." : "";
   gate.hidden = false;
   byId("token").focus();
   return new Promise((resolve) => {
     gate.onsubmit = (event) => {
       event.preventDefault();
-      const token = byId("token").value.trim();
-      if (!/^[!-~]+$/.test(token)) { // no header can carry it: fetch would fail before it asks
+      const given = byId("token").value.trim();
+      if (!/^[!-~]+$/.test(given)) { // no header can carry it: fetch would fail before it asks
         byId("refused").textContent = "This is no token; paste it as it was printed.";
         return;
       }
-      sessionStorage.setItem("token", token);
+      token = given;
+      try {
+        sessionStorage.setItem("token", token);
+      } catch { /* as above */ }
       gate.hidden = true;
       byId("choose").focus();
       resolve();
@@ -121,26 +136,36 @@ async function ask(job) {
   if (!job.picture.size) return showError(job, { code: "EMPTY" }); // a request without a body is no question
   await modelsKnown; // or the first picture would name none, which is an error where there are several
   const path = model.value ? `v1/models/${encodeURIComponent(model.value)}:classify` : "v1/classify";
+  while (performance.now() < heldUntil) await pause(heldUntil - performance.now());
   const started = performance.now();
   let answer, told;
   try {
     answer = await call(path, { method: "POST", body: job.picture, headers: { "content-type": "application/octet-stream" } });
-    told = await answer.json();
+    told = await answer.json().catch(() => ({})); // of a proxy
   } catch {
-    return showError(job, { code: "UNREACHABLE", message: "The server did not answer; is it running, or is the file too large?" });
+    return showError(job, { code: "UNREACHABLE" });
   }
   const tookMs = performance.now() - started;
-  if (answer.status === 429 && (job.waits = (job.waits ?? 0) + 1) <= PATIENCE) {
-    await new Promise((resolve) => setTimeout(resolve, 1000 * Number(answer.headers.get("retry-after") ?? 1)));
-    return ask(job);
+  if (answer.status === 429) {
+    if (performance.now() >= heldUntil) { // the first to hear it
+      held += 1;
+      heldUntil = performance.now() + 1000 * Number(answer.headers.get("retry-after") ?? 1);
+    }
+    if (held <= PATIENCE) return ask(job);
   }
-  if (!answer.ok) return showError(job, { code: answer.status === 413 ? "TOO_LARGE" : told.error.status, message: told.error.message });
+  if (!answer.ok || !told.results) return showError(job, errorOf(answer, told));
+  held = 0;
   const [result] = told.results;
   if (result.error) return showError(job, result.error);
   showPredictions(job, result);
   const serverMs = Number(/dur=([\d.]+)/.exec(answer.headers.get("server-timing") ?? "")?.[1] ?? NaN);
   const inServer = Number.isNaN(serverMs) ? "" : ` (${milliseconds(serverMs)} in the server)`;
   job.card.querySelector(".facts").textContent = `${milliseconds(tookMs)}${inServer} · ${told.model}, version ${told.version}`;
+}
+
+function errorOf({ status: code }, { error }) {
+  const ofStatus = { 413: "TOO_LARGE", 429: "RESOURCE_EXHAUSTED", 502: "UNAVAILABLE", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED" };
+  return { code: code === 413 ? "TOO_LARGE" : error?.status ?? ofStatus[code], message: error?.message ?? `The server answered with ${code}.` };
 }
 
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
@@ -155,16 +180,20 @@ function showPredictions(job, { predictions, unknown }) {
     row.append(bar, element("span", label), element("span", percent(score), "score"));
     bars.append(row);
   }
+  const best = predictions[0] ? `${predictions[0].label}, ${percent(predictions[0].score)}` : "";
+  say(`${nameOf(job)}: ${unknown ? "unlike anything it was trained on" : best}`);
   fill(job, ...(unknown ? [element("p", "Unlike anything it was trained on. If it must be one of these:", "unlike")] : []), bars);
 }
 
 function showError(job, { code, message }) {
-  const parts = [element("p", WORDS[code] ?? message, "wrong")];
+  const text = WORDS[code] ?? message;
+  const parts = [element("p", text, "wrong")];
+  say(`${nameOf(job)}: ${text}`);
   if (AGAIN.has(code)) {
     const again = element("button", "Try again", "second");
     again.type = "button";
     again.addEventListener("click", () => {
-      job.waits = 0;
+      held = 0;
       fill(job, element("p", "Looking …", "working"));
       job.card.focus(); // the button is gone: the keyboard would be at the top of the page again
       waiting.push(job);
@@ -175,6 +204,7 @@ function showError(job, { code, message }) {
   fill(job, ...parts);
 }
 
+const nameOf = (job) => job.card.querySelector("h2").textContent;
 const fill = (job, ...parts) => job.card.querySelector(".body").replaceChildren(...parts);
 
 function addFrom(input) {

@@ -298,3 +298,19 @@ def test_a_call_that_goes_while_it_is_refused_is_told_of_once():
 
     scene(play)
     assert told == [[(CLASSIFY, 1.0)]]
+
+
+def test_looking_goes_on_where_no_thread_is_to_be_had(monkeypatch):
+    """Then most of all: somebody is refused, and memory is looked at again."""
+
+    async def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    async def play(arrivals, coming, memory):
+        monkeypatch.setattr(asyncio, "to_thread", no_thread)
+        calls = coming(3)
+        await memory.looked_at()
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(lambda: all(refused(calls)))
+
+    scene(play)

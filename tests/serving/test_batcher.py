@@ -467,3 +467,42 @@ def test_who_has_gone_keeps_nobody_out(prepare_threads):
         gate.opened.set()
         assert batcher.close(PATIENCE_S)
     assert (batcher.queued_items, len(gate.batches)) == (0, 4)
+
+
+def test_queues_share_what_may_wait_and_give_all_of_it_back():
+    """What one of two models has queued is not there for the other; a close gives it back too."""
+    gate, occupancy = Gate(), Occupancy(encoded_bytes=10)
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=1)
+    first, second = (Batcher(prepare, gate.run, limits=limits, occupancy=occupancy) for _ in range(2))
+    first.start()
+    submit(first, 1, size_bytes=6)
+    assert gate.entered.acquire(timeout=PATIENCE_S)  # taken, and its room is free again
+    submit(first, 2, size_bytes=6)
+    with pytest.raises(QueueFullError, match="6 bytes wait for all models, at most 10 may"):
+        submit(second, 1, size_bytes=5)
+    submit(second, 1, size_bytes=4)
+    gate.opened.set()
+    assert first.close(PATIENCE_S)
+    assert not second.close(0)
+    assert occupancy.encoded.used_bytes == 0
+
+
+def test_a_start_without_enough_threads_leaves_none_behind(monkeypatch):
+    """Each would hold the session for ever."""
+    start, begun = threading.Thread.start, []
+
+    def start_two(thread):
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    batcher = Batcher(
+        prepare,
+        Gate().run,
+        limits=BatcherLimits(instances=3, prepare_threads=1, run_sizes=(1,), max_batch=1),
+    )
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="new thread"):
+        batcher.start()
+    assert [thread.is_alive() for thread in begun] == [False, False]

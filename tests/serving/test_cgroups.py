@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cgroups import cpu_quota, memory_limit, usable_cores
+from serving.cgroups import cpu_quota, memory_limit, usable_cores, usable_memory_bytes
 from serving.settings import ServerSettings
 
 V1 = Path("/sys/fs/cgroup/cpu")
@@ -116,3 +116,25 @@ def test_what_arrives_may_take_three_quarters_of_a_workers_memory(tmp_path, monk
     write(tmp_path, memory__max=str(400 * 2**20))
     assert ServerSettings().memory_bytes == 300 * 2**20
     assert ServerSettings(workers=2).memory_bytes == 150 * 2**20
+
+
+def test_a_limit_beyond_what_the_machine_has_is_not_believed(monkeypatch):
+    """Orchestrators set such; every bound would be off."""
+    machine = usable_memory_bytes()
+    monkeypatch.setattr("serving.cgroups.memory_limit_bytes", lambda: 2**50)
+    assert usable_memory_bytes() <= machine < 2**50
+
+
+def test_pictures_for_a_gpu_are_decoded_on_every_core(monkeypatch):
+    """However few batches run at once there."""
+    monkeypatch.setattr("serving.settings.usable_cores", lambda **_: 4)
+    assert ServerSettings(provider="cuda", instances=1).decoders == 4
+    assert ServerSettings(provider="cpu", instances=1).decoders == 1
+    assert ServerSettings(provider="cuda", decode_threads=2).decoders == 2
+
+
+def test_all_queues_together_have_a_quarter_of_the_memory(monkeypatch):
+    """However many models there are, and whatever each of them may queue."""
+    monkeypatch.setattr("serving.cgroups.memory_limit_bytes", lambda: 400 * 2**20)
+    assert ServerSettings().encoded_bytes == 100 * 2**20
+    assert ServerSettings(max_queue_bytes=80 * 2**20).queue_bytes == 80 * 2**20

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +14,9 @@ import pytest
 import tiny_bundle
 from test_process import ENVIRONMENT, port, process
 
+from protos import classifier_pb2 as pb
 from serving.bench import percentile
-from serving.client import _OPTIONS, AsyncClient, Client
+from serving.client import _OPTIONS, AsyncClient, Client, enum_name
 from serving.errors import ClientError, SettingsError
 from serving.settings import ServerSettings
 
@@ -204,3 +207,100 @@ def test_long_names_and_statuses_are_printed_whole(address, red, tmp_path):
 def column(table):
     """The first cell of each line of a table."""
     return [line.split("\u2502")[1].strip() for line in table.splitlines() if line.startswith("\u2502")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"images": tiny_bundle.picture("red")}, "found one bytes, wanted a sequence"),
+        ({"images": [Path("red.png")]}, "wanted images as bytes"),
+        ({"top_k": -1}, "Value out of range: -1"),
+        ({"model": "\udcff"}, "found what is no UTF-8"),
+        ({"timeout_s": math.nan}, "timeout_s: found nan, wanted more than 0"),
+        ({"timeout_s": 0}, "timeout_s: found 0, wanted more than 0"),
+    ],
+)
+def test_a_misused_client_says_what_was_wrong(address, fields, words):
+    """As a ClientError, from both clients."""
+    asked = {"images": [tiny_bundle.picture("red")], **fields}
+
+    async def ask():
+        async with AsyncClient(address) as client:
+            await client.classify(**asked)
+
+    with Client(address) as client, pytest.raises(ClientError, match=re.escape(words)) as caught:
+        client.classify(**asked)
+    assert caught.value.status == "INVALID_ARGUMENT"
+    with pytest.raises(ClientError, match=re.escape(words)):
+        asyncio.run(ask())
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e300, 1e10])
+def test_a_time_that_never_comes_is_no_deadline(address, timeout_s):
+    """gRPC would take it for one that has passed."""
+    with Client(address) as client:
+        assert client.classify([tiny_bundle.picture("red")], timeout_s=timeout_s).results[0].predictions
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_whatever_holds_bytes_is_a_picture(address, kind):
+    """As from a camera's buffer."""
+    with Client(address) as client:
+        assert client.classify([kind(tiny_bundle.picture("red"))]).results[0].predictions[0].label == "red"
+
+
+def test_a_closed_client_says_so(address):
+    """Both, and nobody's task is cancelled who did not ask for it."""
+
+    async def ask():
+        client = AsyncClient("127.0.0.1:1")
+        calling = asyncio.create_task(client.classify([b"x"], timeout_s=20))
+        await asyncio.wait({calling}, timeout=0.1)  # it tries to connect
+        await client.close()
+        with pytest.raises(ClientError, match="this client is closed") as under_way:
+            await calling
+        with pytest.raises(ClientError, match="this client is closed"):
+            await client.models()
+        return under_way.value.status
+
+    client = Client(address)
+    client.close()
+    with pytest.raises(ClientError, match="this client is closed"):
+        client.models()
+    assert asyncio.run(ask()) == "CANCELLED"
+
+
+def test_who_cancels_a_call_of_asyncio_gets_a_cancellation(address):
+    """It is no error of the client's."""
+
+    async def ask():
+        async with AsyncClient("127.0.0.1:1") as client:
+            calling = asyncio.create_task(client.classify([b"x"], timeout_s=20))
+            await asyncio.wait({calling}, timeout=0.1)
+            calling.cancel()
+            await asyncio.wait({calling})
+            return calling.cancelled()
+
+    assert asyncio.run(ask())
+
+
+def test_an_error_that_a_newer_server_knows_has_a_number():
+    """Enums are open."""
+    assert [enum_name(pb.ImageError.Code, number) for number in (1, 999)] == ["EMPTY", "999"]
+
+
+def test_what_was_answered_before_one_fails_is_shown(address, red, tmp_path):
+    """A file that no message can carry after a good one."""
+    enormous = tmp_path / "enormous.png"
+    with enormous.open("wb") as file:
+        file.truncate(65 * 2**20)
+    done = command("classify", red, enormous, "--address", address)
+    assert (done.returncode, "red.png" in done.stdout, "enormous.png" in done.stdout) == (1, True, False)
+    assert "RESOURCE_EXHAUSTED" in done.stderr
+
+
+def test_a_picture_without_a_label_that_sure_is_shown_too(address, red):
+    """Its row says so."""
+    done = command("classify", red, "--address", address, "--min-score", "1")
+    assert done.returncode == 0
+    assert "no score is that high" in done.stdout

@@ -1,6 +1,7 @@
 """The HTTP door over a real socket, with a real tiny model: answers, statuses, limits, ids, drain."""
 
 import asyncio
+import gzip
 import http.client
 import json
 import socket
@@ -848,3 +849,74 @@ def test_a_connection_that_ends_in_the_midst_of_a_head_is_kept_by_no_timer(model
         assert served._owed is None
 
     serve(models, scene)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("top_k=2.5", "top_k: found '2.5', wanted a whole number 0..4294967295, once"),
+        ("timeout_ms=1000.5", "timeout_ms: found '1000.5', wanted a whole number 1..3600000, once"),
+        ("top_k=1&top_k=2", "top_k: found '1, 2', wanted"),
+        ("top_k=%D9%A3", "top_k: found '\u0663', wanted"),
+        ("min_score=2", "min_score: found '2', wanted 0..1, once"),
+        ("min_score=nan", "min_score: found 'nan', wanted 0..1"),
+    ],
+)
+def test_a_number_that_is_none_is_told_as_such(running, query, words):
+    """Kind and range."""
+    reply = ask(running, f"/v1/classify?{query}", body=RED)
+    assert reply.error == (400, "INVALID_ARGUMENT")
+    assert words in reply.json["error"]["message"]
+
+
+def test_a_deadline_holds_for_the_body_too(models):
+    """One that stalls is given up when nobody waits any more."""
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(b"POST /v1/classify?timeout_ms=200 HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\nx")
+        assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 504 Gateway Timeout\r\n"
+        writer.close()
+
+    serve(models, scene)
+
+
+def test_a_body_whose_length_is_told_twice_ends_the_connection(running):
+    """What follows it may be another caller's."""
+    asked = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running), timeout=20) as connection:
+        connection.sendall(asked + b"3\r\nabc\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        said = read_all(connection)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert b"wanted one of them" in said
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_target_with_its_host_means_its_path(running):
+    """As of a proxy."""
+    with socket.create_connection(("127.0.0.1", running), timeout=20) as connection:
+        connection.sendall(b"GET http://x:1/healthz?y HTTP/1.1\r\nhost: x:1\r\nconnection: close\r\n\r\n")
+        assert b'{"status":"alive"}' in read_all(connection)
+
+
+def test_who_finds_no_room_is_told_like_everybody_else(models):
+    """In JSON, with an id and a time to come again, and hung up on."""
+
+    async def scene(server, asking):
+        silent = [(await asyncio.open_connection("127.0.0.1", server.http_port))[1] for _ in range(2)]
+        reply = await asking("/v1/classify", body=RED)
+        for writer in silent:
+            writer.close()
+        return reply
+
+    reply, _ = serve(models, scene, settings=replace(SETTINGS, max_connections=2))
+    assert reply.error == (503, "UNAVAILABLE")
+    assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+    assert len(reply.headers["x-request-id"]) == 16
+
+
+def test_a_packed_body_is_refused_as_such(running):
+    """And not as a bad picture."""
+    reply = ask(running, "/v1/classify", body=gzip.compress(RED), headers={"content-encoding": "gzip"})
+    assert reply.error == (400, "INVALID_ARGUMENT")
+    assert "content-encoding: found 'gzip'" in reply.json["error"]["message"]

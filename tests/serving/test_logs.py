@@ -133,3 +133,14 @@ def test_what_libraries_say_is_a_line_with_its_source(monkeypatch):
     logging.getLogger("uvicorn").info("hello")
     (line,) = map(json.loads, stderr.calls)
     assert (line["event"], line["level"], line["source"]) == ("broken pipe", "error", "grpc")
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+def test_words_of_a_library_that_do_not_fit_their_values_are_logged_as_they_are(monkeypatch):
+    """And nothing is raised into the library."""
+    stderr = Writes()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logs(log_format="json")
+    logging.getLogger("uvicorn").warning("%d connections", "many")
+    (line,) = map(json.loads, stderr.calls)
+    assert line["event"] == "%d connections"

@@ -99,3 +99,29 @@ def test_nothing_after_the_end_is_lost_in_silence(pack):
     """A second part is legal in gzip; no gRPC library writes one."""
     with pytest.raises(InvalidRequestError):
         unpack(pack(b"one") + pack(b"two"))
+
+
+def test_a_message_whose_caller_has_gone_is_unpacked_alone_too(monkeypatch):
+    """Its thread goes on: callers who come and go would fill the pool."""
+    may_go, inside, most = threading.Event(), [], []
+
+    def slowly(message, max_bytes):
+        inside.append(message)
+        most.append(len(inside))
+        assert may_go.wait(20)
+        inside.pop()
+        return message
+
+    async def scene():
+        unpacker = Unpacker(LIMIT)
+        gone, there = (asyncio.create_task(unpacker.unpack(bytes([number]))) for number in range(2))
+        while not inside:  # noqa: ASYNC110 -- a thread tells
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        assert not (await asyncio.wait({gone, there}, timeout=0.05))[0]
+        may_go.set()
+        assert await there == b"\x01"
+
+    monkeypatch.setattr(packed, "unpack", slowly)
+    asyncio.run(scene())
+    assert most == [1, 1]

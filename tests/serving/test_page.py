@@ -237,3 +237,54 @@ def test_pictures_wait_as_long_as_a_rate_limit_asks(browser, tmp_path):
         page.locator("#files").set_input_files([upload("red", name=f"{number}.png") for number in range(6)])
         expect(page.locator(".bars")).to_have_count(6)
         expect(page.locator(".wrong")).to_have_count(0)
+
+
+def test_more_pictures_than_the_rate_has_patience_for_are_answered_while_it_gives_answers(browser, tmp_path):
+    """Each answer shows that waiting is worth it: more rounds than a picture of its own would wait."""
+    with asked_for_a_token(browser, tmp_path, requests_per_s=1.5) as (seen, token):
+        page = seen.page
+        page.locator("#token").fill(token)
+        page.keyboard.press("Enter")
+        page.locator("#files").set_input_files([upload("red", name=f"{number}.png") for number in range(14)])
+        expect(page.locator(".bars")).to_have_count(14, timeout=60_000)
+        expect(page.locator(".wrong")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (413, "The file is too large."),
+        (503, "The server is not ready."),
+        (502, "The server is not ready."),
+        (418, "418"),
+    ],
+)
+def test_what_something_before_the_server_says_is_told_in_words_too(browser, url, status, words):
+    """A proxy answers with a page of its own."""
+    with visit(browser, url) as seen:
+        page = seen.page
+        page.route("**/*:classify", lambda route: route.fulfill(status=status, body="<html>no</html>"))
+        page.locator("#files").set_input_files([upload("red")])
+        expect(page.locator(".wrong")).to_contain_text(words)
+
+
+def test_answers_and_errors_are_read_out(browser, url):
+    """Each as it comes, with the name of its picture, at a place where nobody sees them twice."""
+    with visit(browser, url) as seen:
+        page = seen.page
+        page.locator("#files").set_input_files([upload("red"), upload("red", name="bad.png", data=b"text")])
+        log = page.get_by_role("log")
+        expect(log).to_contain_text("red.png: red, ")
+        expect(log).to_contain_text("bad.png: This is not a picture.")
+        assert log.bounding_box()["width"] <= 1
+        assert seen.overflow_px() <= 0
+
+
+def test_a_browser_that_keeps_nothing_shows_the_page_too(browser, url):
+    """With site data blocked, asking for it is an error."""
+    with visit(browser, url) as seen:
+        page = seen.page
+        page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('no'); } })")
+        page.reload()
+        page.locator("#files").set_input_files([upload("red")])
+        expect(page.locator(".bars li").first).to_contain_text("red")

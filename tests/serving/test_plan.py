@@ -5,6 +5,7 @@ import json
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import structlog
 import tiny_bundle
@@ -196,7 +197,8 @@ def test_one_wide_instance_must_make_up_for_idle_cores():
         ({"instances": 1}, None, 1),
         ({"intra_op_threads": 1}, None, 1),
         ({}, 2**20, 2),
-        ({}, 2**12, 1),
+        ({}, 2**15, 1),
+        ({"workers": 32}, 2**20, 1),
     ],
 )
 def test_a_lone_picture_gets_every_core(models, monkeypatch, settings, limit, lone_threads):
@@ -210,14 +212,15 @@ def test_a_lone_picture_gets_every_core(models, monkeypatch, settings, limit, lo
         return model
 
     monkeypatch.setattr("serving.loading.usable_cores", lambda **_: 2)
-    monkeypatch.setattr("serving.loading.usable_memory_bytes", lambda: limit or 2**40)
+    monkeypatch.setattr("serving.settings.usable_memory_bytes", lambda: limit or 2**40)
     monkeypatch.setattr("serving.loading.open_model", open_noting)
     with structlog.testing.capture_logs() as lines:
         served = load_model(models / "colours" / "1", ServerSettings(**settings), metrics=Metrics())
     (ready,) = [line for line in lines if line["event"] == "model ready"]
     assert ready["lone_threads"] == lone_threads
     opened.clear()
-    (future,) = served.submit([tiny_bundle.picture("red")])
+    crop_px = served.contract.preprocess.crop_px
+    (future,) = served.submit([np.zeros((crop_px, crop_px, 3), np.uint8)])  # there is no memory to decode
     assert len(future.result(PATIENCE_S).scores) == len(served.contract.labels)
     assert opened == [(2, 1)] * (lone_threads == 2)
     assert served.close(PATIENCE_S)

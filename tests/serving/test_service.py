@@ -9,6 +9,7 @@ from io import BytesIO
 import grpc
 import numpy as np
 import pytest
+import structlog
 import tiny_bundle
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -456,3 +457,55 @@ def noise(side):
     data = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(data, "PNG")
     return data.getvalue()
+
+
+@pytest.mark.parametrize("method", ["ListModels", "GetModel"])
+def test_the_unforeseen_tells_nothing_whatever_is_asked(models, monkeypatch, method):
+    """One rule for every rpc."""
+
+    def fail(*_):
+        raise ZeroDivisionError("/secret/path")
+
+    async def scene():
+        async with serving(models) as channel:
+            monkeypatch.setattr(Catalogue, "entries", fail)
+            monkeypatch.setattr(Catalogue, "entry", fail)
+            request_of = {"ListModels": pb.ListModelsRequest(), "GetModel": pb.GetModelRequest()}
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await getattr(classifier_pb2_grpc.ClassifierStub(channel), method)(request_of[method])
+            monkeypatch.undo()
+        return caught.value.code().name, caught.value.details()
+
+    assert asyncio.run(scene()) == ("INTERNAL", "internal error")
+
+
+def test_health_is_not_listed_to_strangers_and_says_so_quietly(models):
+    """The generated code would raise an error of its own, with a traceback a call."""
+
+    async def scene():
+        async with serving(models) as channel:
+            with structlog.testing.capture_logs() as lines, pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+        assert caught.value.code().name == "UNIMPLEMENTED"
+        assert "NotImplementedError" not in caught.value.details()
+        return [line for line in lines if line["log_level"] == "error"]
+
+    assert asyncio.run(scene()) == []
+
+
+@pytest.mark.parametrize("version", ["abc", "-1", "0", "01", "\u0661"])
+def test_a_version_that_is_none_has_one_status(models, version):
+    """Whoever is asked."""
+
+    async def scene():
+        async with serving(models) as channel:
+            stub = classifier_pb2_grpc.ClassifierStub(channel)
+            wrong = pb.ClassifyRequest(images=[tiny_bundle.picture("red")], version=version)
+            codes = []
+            for call in (stub.Classify(wrong), stub.GetModel(pb.GetModelRequest(version=version))):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                codes.append(caught.value.code().name)
+            return codes
+
+    assert asyncio.run(scene()) == ["INVALID_ARGUMENT"] * 2

@@ -173,6 +173,12 @@ def test_a_candidate_that_is_not_here_is_told(models, capfd):
         until(lambda: "version 9 is to shadow it, and is not here" in capfd.readouterr().out, what="the complaint")
 
 
+def test_a_newest_version_that_answers_itself_is_told(models, capfd):
+    """Without a pin it never shadows anything."""
+    with Running(models, shadow="colours=newest:1"):
+        until(lambda: "pin an older one" in capfd.readouterr().out, what="the complaint")
+
+
 def test_versions_with_other_labels_are_compared_by_name():
     """A label that one of them lacks has probability 0 there."""
     left, right = np.array([0.25, 0.75]), np.array([0.5, 0.25, 0.25])

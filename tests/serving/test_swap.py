@@ -757,9 +757,9 @@ def test_a_status_names_some_of_many_models():
     """All of a thousand would not fit into what gRPC sends with it."""
     names = [f"model-{number:04}" for number in range(1000)]
     with pytest.raises(UnknownModelError, match=r"model-0000, model-0001.*model-0019, …$"):
-        Unnamed().choose(names)
+        Unnamed().choose(names, answering=names)
     with pytest.raises(UnknownModelError, match=r"name one of a, b$"):
-        Unnamed().choose(["b", "a"])
+        Unnamed().choose(["b", "a"], answering=[])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -771,3 +771,16 @@ def test_a_folder_that_belongs_to_another_by_now_is_another(models):
     given = fingerprint(folder)
     os.chown(folder / "bundle.json", -1, 12345)
     assert len({before, given, fingerprint(folder)}) == 3
+
+
+def test_a_model_that_was_refused_takes_no_request_without_a_name_away(models):
+    """It is not served: there is one that is, at the start and later."""
+    (models / "broken" / "1").mkdir(parents=True)
+    (models / "broken" / "1" / "bundle.json").write_text("{}")
+    with Running(models) as server, plain_channel(server.address) as channel:
+        assert classify(channel) == "1"
+        until(lambda: server.states("broken") == {1: "FAILED"}, what="the refusal")
+        assert classify(channel) == "1"
+        tiny_bundle.write(models, name="shades")
+        until(lambda: server.states("shades") == {1: "READY"}, what="another model")
+        assert classify(channel) == "1"

@@ -141,3 +141,14 @@ def test_a_file_is_another_one_also_where_its_time_is_the_same(tmp_path):
     os.utime(tmp_path / "new", ns=(7, 7))
     (tmp_path / "new").rename(path)
     assert watched.have_changed()
+
+
+def test_a_file_that_may_be_read_by_now_is_another_one(tmp_path):
+    """Its content and its time are the same: it was only its permissions."""
+    path = tmp_path / "tokens"
+    path.write_text("x")
+    watched = WatchedFiles([path])
+    assert watched.have_changed()
+    assert not watched.have_changed()
+    path.chmod(0o600)
+    assert watched.have_changed()

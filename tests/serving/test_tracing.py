@@ -159,3 +159,20 @@ def test_a_collector_that_is_down_does_not_hold_up_the_exit(models, monkeypatch)
             client.classify([RED])
         started.send_signal(signal.SIGTERM)
         assert started.wait(timeout=5) == 0
+
+
+def test_a_request_on_the_heels_of_another_is_no_part_of_its_trace(models):
+    """Its task is begun by the one before it on the connection."""
+    second = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(RED), RED)
+    first = second.replace(b"host: x", b"host: x\r\ntraceparent: " + SAMPLED.encode(), 1)
+
+    async def scene(server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(first + second)
+        async with asyncio.timeout(20):
+            for _ in range(2):
+                await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+
+    requests = [span for span in spans_of(models, scene) if span.name == "classify"]
+    assert [f"{span.context.trace_id:032x}" == TRACE_ID for span in requests] == [True, False]

@@ -174,3 +174,10 @@ def test_whatever_is_drained_is_gone() -> None:
     waiting, tickets = waiting_items(["in time", "late"], (1,))
     assert waiting.drain() == tickets
     assert not waiting
+
+
+def test_a_batch_that_expiry_left_small_is_not_called_full():
+    """One of eight is in time."""
+    waiting, _ = waiting_items(["late"] * 7 + ["in time"], (1, 2, 4), max_batch=8)
+    share = waiting.take(idle=1, now=NOW)
+    assert (len(share.live), len(share.expired), share.closing) == (1, 7, "drained")
