@@ -36,13 +36,16 @@ class ByteBudget:
         self.used_bytes = 0
         self._lock = threading.Lock()
 
+    def has_room(self, size_bytes: int) -> bool:
+        """Say whether there is so much left."""
+        return self.limit_bytes is None or self.used_bytes + size_bytes <= self.limit_bytes
+
     def take(self, size_bytes: int) -> bool:
         """Take so much, if there is so much left."""
         with self._lock:
-            if self.limit_bytes is not None and self.used_bytes + size_bytes > self.limit_bytes:
-                return False
-            self.used_bytes += size_bytes
-            return True
+            has_room = self.has_room(size_bytes)
+            self.used_bytes += size_bytes * has_room
+            return has_room
 
     def give_back(self, size_bytes: int) -> None:
         """Return what was taken."""
@@ -64,16 +67,16 @@ class Admission:
         self._prepare_s = 0.0  # of a prepare thread an item, likewise; 0 without such threads
 
     def enter(self, item_count: int, size_bytes: int, *, now: float, deadline: float | None = None) -> None:
-        """Count items in; raises what `check` raises, and QueueFullError where all queues together hold too much."""
+        """Count items in; raises what `check` raises."""
         self.check(item_count, size_bytes, now=now, deadline=deadline)
         if not self._budget.take(size_bytes):
-            raise QueueFullError(
-                f"{self._budget.used_bytes:,} bytes wait for all models, at most {self._budget.limit_bytes:,} may; "
-                "try again later",
-                retry_after_s=self._wait_s(),
-            )
+            raise self._no_room()
         self.items += item_count
         self.size_bytes += size_bytes
+
+    def check_unread(self, *, now: float, deadline: float | None = None) -> None:
+        """Raise what `check` raises for one more item of the usual size: large ones would be in memory all at once."""
+        self.check(1, self.size_bytes // self.items if self.items else 0, now=now, deadline=deadline)
 
     def check(self, item_count: int, size_bytes: int, *, now: float, deadline: float | None = None) -> None:
         """Raise QueueFullError for items too many, or DeadlineExceededError where they would be answered too late."""
@@ -89,6 +92,8 @@ class Admission:
                 f"{self.size_bytes:,} bytes wait, at most {limits.max_queue_bytes:,} may; try again later",
                 retry_after_s=wait_s,
             )
+        if not self._budget.has_room(size_bytes):
+            raise self._no_room()
         # An empty queue admits everything, so that a pace that is out of date is measured anew.
         if 1000 * wait_s > limits.max_queue_ms:
             raise QueueFullError(
@@ -128,6 +133,13 @@ class Admission:
     def note_preparation(self, seconds: float) -> None:
         """Hear how many seconds a prepare thread took for an item."""
         self._prepare_s += _PACE_WEIGHT * (seconds - self._prepare_s) if self._prepare_s else seconds
+
+    def _no_room(self) -> QueueFullError:
+        return QueueFullError(
+            f"{self._budget.used_bytes:,} bytes wait for all models, at most {self._budget.limit_bytes:,} may; "
+            "try again later",
+            retry_after_s=self._wait_s(),
+        )
 
     def _wait_s(self) -> float:
         """Return how long what waits will, at the pace of what ran before."""

@@ -2,7 +2,8 @@
 
 The library takes in a message as a whole before anything of ours sees a byte of it, and does not tell how much has
 come: 60 calls that each held back their last byte took 3.6 GB. So the memory of the process is looked at while messages
-take longer than everyday ones do, and where it is used up the oldest of them are refused.
+take longer than everyday ones do, and where it is used up the oldest of them are refused. They come by turns, so that
+there is time to look: as many at once as have room at their largest.
 """
 
 import asyncio
@@ -20,6 +21,9 @@ from serving.memory import private_bytes, return_memory
 from serving.ticket import past_deadline
 
 _LOOK_S: Final = 0.02  # at a gigabyte a second 20 MB come between two looks
+_LEAST_TURNS: Final = 4
+_COPIES: Final = 3  # of a message, while it is decoded
+_LONGEST_TURN_LOOKS: Final = 25
 _RETRY_S: Final = 1.0
 _TELL_S: Final = 10.0
 
@@ -30,6 +34,30 @@ class _Coming(NamedTuple):
     since: float  # in the loop's time
     method: str
     is_stream: bool
+
+
+class _Turn:
+    """One of a few at once. Ends when its message takes longer than everyday ones do; later where it `may_stay`."""
+
+    def __init__(self, turns: asyncio.Semaphore, may_stay: Callable[[], bool]) -> None:
+        self._turns = turns
+        self._may_stay = may_stay
+        self._looks_left = _LONGEST_TURN_LOOKS
+        self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def end(self) -> None:
+        """Let another one come, once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._turns.release()
+
+    def _look(self) -> None:
+        self._looks_left -= 1
+        if self._looks_left and self._may_stay():
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        else:
+            self.end()
 
 
 class Arrivals:
@@ -51,17 +79,32 @@ class Arrivals:
         self._max_message = max_message_bytes
         self._on_refusal = on_refusal
         self._used = used_bytes
+        self._turns = asyncio.Semaphore(max(_LEAST_TURNS, allowed_bytes // (_COPIES * max_message_bytes)))
         self._own = 0  # bytes in use when no message was long under way
         self._coming: dict[Context, _Coming] = {}  # the oldest first
         self._is_looking = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._tell_from = 0.0  # in the loop's time
 
-    async def read(self, context: Context, method: str, *, is_stream: bool) -> bytes | None:
-        """Return the next message of a call, None after its last.
+    async def read(
+        self, context: Context, method: str, *, is_stream: bool, check: Callable[[], None] = lambda: None
+    ) -> bytes | None:
+        """Return the next message of a call, None after its last. Its turn begins where `check` raises nothing.
 
         Where the call is refused meanwhile this raises what the library wants to see passed on.
         """
+        check()
+        if self._turns.locked():
+            await self._turns.acquire()
+            turn = _Turn(self._turns, self._is_half_full)
+            try:
+                check()  # what was true before may not be any more
+            except BaseException:
+                turn.end()
+                raise
+        else:
+            await self._turns.acquire()
+            turn = _Turn(self._turns, self._is_half_full)
         self._coming[context] = _Coming(asyncio.get_running_loop().time(), method, is_stream)
         if not self._is_looking:
             self._is_looking = True
@@ -73,6 +116,7 @@ class Arrivals:
                 self._on_refusal(method, late(context) or error)
             raise
         finally:
+            turn.end()
             self.forget(context)
         return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 
@@ -105,6 +149,9 @@ class Arrivals:
     def _slow(self) -> list[Context]:
         before = asyncio.get_running_loop().time() - _LOOK_S
         return [context for context, coming in self._coming.items() if coming.since <= before]
+
+    def _is_half_full(self) -> bool:
+        return self._used() > self._allowed // 2
 
     def _is_too_much(self) -> bool:
         return self._used() > max(self._allowed, self._own + self._max_message)

@@ -122,9 +122,9 @@ class Batcher(Generic[Payload, Row, Answer]):
         return [ticket.future for ticket in tickets]
 
     def check_room(self, *, deadline: float | None = None) -> None:
-        """Raise what `submit` would raise for one item of no size."""
+        """Raise what `submit` would raise for one item of the usual size."""
         with self._lock:
-            self._or_without_gone(partial(self._admission.check, 1, 0, now=self._clock(), deadline=deadline))
+            self._or_without_gone(partial(self._admission.check_unread, now=self._clock(), deadline=deadline))
 
     def _or_without_gone(self, admit: Callable[[], None]) -> None:
         """Admit, where it must be without those whose callers have gone."""

@@ -67,7 +67,7 @@ class ServedModel:
             raise
 
     def check_room(self, *, deadline: float | None = None) -> None:
-        """Raise what `submit` would for one picture of no size, and count it as refused."""
+        """Raise what `submit` would for one picture of the usual size, and count it as refused."""
         try:
             self._batcher.check_room(deadline=deadline)
         except (QueueFullError, DeadlineExceededError) as error:

@@ -101,7 +101,6 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         async def incoming(context: Context) -> object:
             if handler.request_streaming:
                 return self._messages(context, method, decode, check)
-            self._check_room(method, context.time_remaining())
             return await self._message(context, method, decode)
 
         async def answer(_: object, context: Context) -> object:
@@ -125,7 +124,9 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
     async def _message(self, context: Context, method: str, decode: Callable[[bytes], object]) -> object:
         """Return the message of a call that brings one."""
-        message = await self._arrivals.read(context, method, is_stream=False)
+        message = await self._arrivals.read(
+            context, method, is_stream=False, check=lambda: self._check_room(method, context.time_remaining())
+        )
         if message is None:
             raise await self._no_message(context, method)
         return await self._decoded(message, decode, method)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import bundle  # noqa: F401 -- before onnxruntime: see there
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
