@@ -10,11 +10,22 @@ def main() -> None:
 
     SIGTERM ends it meanwhile: the system keeps it from a container's first process, which has PID 1, until that asks.
     """
+    _open_standard_streams()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # at import: strangers would write lines between ours
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # ours: several workers are given it, see `workers`
     from serving import cli
 
     cli.main()
+
+
+def _open_standard_streams() -> None:
+    """Open what was closed on nothing: the next file would have its number, and uvloop would abort at the exit."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 if __name__ == "__main__":  # a worker process imports this module again, and must not start another server

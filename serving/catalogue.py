@@ -25,6 +25,7 @@ from serving.reasons import plain_line, public_reason
 from serving.shelves import Entry, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed, some
 from serving.versions import NEWEST, VersionPolicy
+from serving.watched import WatchedFiles
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +40,18 @@ class Catalogue:
         *,
         default_model: str = "",
         usual_model: str = "",
+        is_restart: bool = False,
         policy: VersionPolicy | None = None,
         on_refused: Callable[[str], None] = lambda _: None,
+        trusted: Path | None = None,
     ) -> None:
         self._models = models
         self._load = load
         self._default_model = default_model
         self._unnamed = Unnamed(default=default_model, usual=usual_model)
+        self._is_restart = is_restart  # of one of several workers: what the others live with is no reason not to start
         self._policy = policy or VersionPolicy()
+        self._trusted = WatchedFiles([trusted] if trusted else [])  # a key by which versions are refused
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
@@ -61,22 +66,36 @@ class Catalogue:
 
         Raises StartupError with one line where nothing can answer, or not the default or a pinned model.
         """
+        self._trusted.have_changed()
         try:
             names = model_names(self._models)
-            self._pins = self._policy.read_pins()
-        except (BundleError, SettingsError) as error:
+        except BundleError as error:
             raise StartupError(str(error)) from error
         if not names:
             raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")
-        for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
-            if wanted not in names:
-                raise StartupError(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")
+        self._check_wishes(names)
         reasons = {name: reason for name in names if (reason := self._load_first(name))}
         asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
-        if asked_for or len(reasons) == len(names):  # else the others serve, as when one fails later
+        if (asked_for and not self._is_restart) or len(reasons) == len(names):  # else the others serve, as later on
             raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
         self._unnamed.begin_with(self._answering_names())
         self._is_loaded = True
+
+    def _check_wishes(self, names: list[str]) -> None:
+        """Read the pins; raise StartupError for those, and for a default and shadows, of models that are not here."""
+        try:
+            self._pins = self._policy.read_pins()
+        except SettingsError as error:
+            self._object(str(error))
+        for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
+            if wanted not in names:
+                self._object(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")
+
+    def _object(self, reason: str) -> None:
+        """Refuse to start; to start again, only complain."""
+        if not self._is_restart:
+            raise StartupError(reason)
+        self._complaints.tell(reason)
 
     def obey(self) -> None:
         """Follow pins, and let go of versions whose folders have left, as far as that takes no loading.
@@ -99,6 +118,8 @@ class Catalogue:
         with self._refreshing:
             self._glimpses.look_again()
             self._complaints.look_again()
+            if self._trusted.have_changed():
+                self._shelves.forget_refusals()
             try:
                 names = model_names(self._models)
             except BundleError as error:
@@ -202,8 +223,10 @@ class Catalogue:
             return str(error)
         if pin is not None and pin not in there:
             found = ", ".join(map(str, there))
-            raise StartupError(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
-        wanted = reversed(there) if pin is None else [pin]
+            self._object(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
+        others = [] if pin is not None and not self._is_restart else reversed(there)
+        pinned = [version for version in there if version == pin]
+        wanted = dict.fromkeys([*pinned, *others])
         reasons = [self._bring_up(name, version) for version in wanted if not self._shelves[name].ready()]
         self._choose(name)
         return "" if self._shelves[name].ready() else next(iter(reasons), f"{self._models / name}: no versions")

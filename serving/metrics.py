@@ -64,7 +64,9 @@ class Metrics:
             "calotype_unanswered", "Requests that a version refused, dropped or could not read.", _MODEL
         )
         self.pictures = counter("calotype_pictures", "Pictures by outcome.", (*_MODEL, "outcome"))
-        self.rejected = counter("calotype_rejected", "Pictures that were refused or dropped.", (*_MODEL, "reason"))
+        self.rejected = counter(
+            "calotype_rejected", "Pictures that were refused or dropped; 1 of a request unread.", (*_MODEL, "reason")
+        )
         self.turned_away = counter(
             "calotype_turned_away", "Requests without a known token, or beyond its rate.", ("reason",)
         )
@@ -82,10 +84,11 @@ class Metrics:
         )
         self.model_info = gauge(
             "calotype_model_info",
-            "1 for every version that serves.",
+            "How many workers serve a version: 1 for a single process.",
             (*_MODEL, "digest", "provider", "variant"),
-            multiprocess_mode="livemax",
+            multiprocess_mode="livesum",
         )
+        self.serving = gauge("calotype_serving", "How many workers say SERVING.", multiprocess_mode="livesum")
         self.load_failures = counter("calotype_model_load_failures", "Versions that were refused.", ("model",))
         self.shadow = counter(
             "calotype_shadow",

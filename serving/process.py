@@ -1,11 +1,10 @@
 """A server's process, from the command to the exit code: memory, signals, tracing, and the server between them.
 
-SIGTERM or SIGINT shuts the server down, exit 0. A second signal exits at once.
+SIGTERM, SIGINT or SIGHUP shuts the server down, exit 0. A second signal exits at once.
 """
 
 import asyncio
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -16,6 +15,7 @@ import structlog
 import uvloop
 
 from serving.catalogue import Catalogue
+from serving.endings import ending_signals
 from serving.errors import StartupError
 from serving.loading import load_model
 from serving.memory import bound_heaps, freeze_heap, keep_returning_memory, return_memory
@@ -32,18 +32,26 @@ log = structlog.get_logger(__name__)
 
 
 def run(
-    models: Path, settings: ServerSettings, *, on_serving: Callable[[], None] = lambda: None, usual_model: str = ""
+    models: Path,
+    settings: ServerSettings,
+    *,
+    on_serving: Callable[[], None] = lambda: None,
+    usual_model: str = "",
+    is_restart: bool = False,
 ) -> None:
     """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served.
 
-    `usual_model` gets the requests without a name where it is there: what other workers say to that.
+    `usual_model` gets the requests without a name where it is there: what other workers say to that. A worker that is
+    started again serves what it can, as they do.
     """
     bound_heaps()
     freeze_heap()
-    uvloop.run(_main(models, settings, on_serving=on_serving, usual_model=usual_model))
+    uvloop.run(_main(models, settings, on_serving=on_serving, usual_model=usual_model, is_restart=is_restart))
 
 
-async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str) -> None:
+async def _main(
+    models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str, is_restart: bool
+) -> None:
     started = time.monotonic()
     stop = _stop_on_signal(exits_at_second=settings.workers == 1)
     metrics, planner, occupancy = (
@@ -56,8 +64,10 @@ async def _main(models: Path, settings: ServerSettings, *, on_serving: Callable[
         lambda folder: load_model(folder, settings, metrics=metrics, planner=planner, occupancy=occupancy),
         default_model=settings.default_model,
         usual_model=usual_model,
+        is_restart=is_restart,
         policy=settings.policy(),
         on_refused=lambda name: metrics.load_failures.labels(name).inc(),
+        trusted=settings.require_signature,
     )
     tracing = _start_tracing()
     server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
@@ -153,6 +163,6 @@ def _stop_on_signal(*, exits_at_second: bool) -> asyncio.Event:
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         loop.add_signal_handler(number, on_signal, number)
     return stop

@@ -67,6 +67,7 @@ class Server:
     ) -> None:
         self._catalogue = catalogue
         self._settings = settings
+        self._metrics = metrics
         self._address = Address.parse(settings.address)
         self._http_address = None if settings.http_address == "off" else self._address.beside(settings.http_address)
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
@@ -143,6 +144,7 @@ class Server:
     async def say_serving(self) -> None:
         """Report SERVING overall, for each service and for what is ready; watch the models folder from now on."""
         self._is_serving = True
+        self._metrics.serving.set(1)
         self._show_health()
         self._watcher.start()
 
@@ -150,6 +152,7 @@ class Server:
         """Drain: see the module. Say whether all has ended, and no thread hangs in a folder that does not answer."""
         lame_duck_s = self._settings.lame_duck_s if self._is_serving else 0.0  # else nobody was sent here yet
         self._is_serving = False
+        self._metrics.serving.set(0)
         self._health.stop()
         stopping_watch = asyncio.create_task(self._watcher.stop())
         if lame_duck_s:

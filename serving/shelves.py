@@ -81,6 +81,11 @@ class Shelf:
         state: State = known.state if known.served else "FAILED"
         return self.with_entry(replace(known, state=state, reason=reason, fingerprint=fingerprint))
 
+    def without_refusals(self) -> "Shelf":
+        """Return a shelf whose refused versions are known no more by their files."""
+        entries = (replace(entry, fingerprint=()) if entry.reason else entry for entry in self.entries)
+        return replace(self, entries=tuple(entries))
+
     def without(self, versions: set[int]) -> "Shelf":
         """Return a shelf without these versions."""
         return replace(self, entries=tuple(entry for entry in self.entries if entry.version not in versions))
@@ -130,6 +135,11 @@ class Shelves:
     def put(self, entry: Entry) -> None:
         """Put a version in its place."""
         self.change(entry.name, lambda shelf: shelf.with_entry(entry))
+
+    def forget_refusals(self) -> None:
+        """Let every version that was refused be another one, to be tried again."""
+        for name in self.names():
+            self.change(name, Shelf.without_refusals)
 
     def change(self, name: str, change: Callable[[Shelf], Shelf]) -> Shelf:
         """Replace a shelf: one assignment, which readers see whole. Return what it was."""

@@ -20,6 +20,8 @@ from typing import Final
 
 import structlog
 
+from bundle.errors import BundleError
+from bundle.files import read_file
 from serving.errors import RateLimitedError, SettingsError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
 from serving.watched import WatchedFiles
@@ -63,15 +65,13 @@ def new_token(name: str, *, requests_per_s: float = 0.0) -> tuple[str, TokenLine
 def read_tokens(path: Path) -> tuple[TokenLine, ...]:
     """Read a tokens file. Raises TokensFileError with the line's number, never with its content."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        text = data.decode("utf-8")
+        text = read_file(path, max_bytes=_MAX_FILE_BYTES).decode("utf-8")
     except OSError as error:
         raise TokensFileError(f"{path}: {error.strerror}; wanted lines of `serving token NAME`") from error
+    except BundleError as error:
+        raise TokensFileError(f"{path}: wanted a file of tokens, of at most {_MAX_FILE_BYTES:,} bytes") from error
     except UnicodeDecodeError as error:
         raise TokensFileError(f"{path}: found no UTF-8, wanted lines of `serving token NAME`") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise TokensFileError(f"{path}: found more than {_MAX_FILE_BYTES:,} bytes, wanted a file of tokens")
     numbered = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
     lines = tuple(_parse_line(line, place=f"{path}:{number}") for number, line in numbered if line and line[0] != "#")
     if not lines:  # more often a copy cut off than a wish to lock everybody out

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from bundle.contract import NAME_PATTERN, VERSION_PATTERN
+from bundle.errors import BundleError
+from bundle.files import read_file
 from serving.errors import SettingsError
 
 NEWEST: Final = 0  # as a shadow's version: the newest ready one, where a pinned one answers
@@ -69,13 +71,12 @@ def parse_shadows(text: str, *, source: str) -> dict[str, Shadowing]:
 
 def _read_pins(path: Path) -> dict[str, int]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_PINS_BYTES + 1)
+        data = read_file(path, max_bytes=_MAX_PINS_BYTES)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; wanted a file of pins, empty for none") from error
-    if len(data) > _MAX_PINS_BYTES:
-        raise SettingsError(f"{path}: wanted at most {_MAX_PINS_BYTES:,} bytes of pins")
-    return parse_pins(data.decode("utf-8", errors="replace"), source=str(path))
+    except BundleError as error:
+        raise SettingsError(f"{path}: wanted a file of pins, of at most {_MAX_PINS_BYTES:,} bytes") from error
+    return parse_pins(data.decode("utf-8-sig", errors="replace"), source=str(path))
 
 
 def _words(text: str) -> list[str]:

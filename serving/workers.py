@@ -6,9 +6,12 @@ dies fail as UNAVAILABLE, the others' do not. Metrics are kept in files of a fol
 tells the sums.
 """
 
+import asyncio
 import ctypes
+import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -27,6 +30,7 @@ import structlog
 from bundle.errors import BundleError
 from bundle.repository import model_names
 from serving.addresses import Address
+from serving.endings import ending_signals
 from serving.errors import StartupError
 from serving.listening import check_free
 from serving.logs import configure_logs
@@ -36,6 +40,11 @@ MAX_PAUSE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.5
 _STEADY_S: Final = 10.0  # a process that lived so long is started again at once
 _KILL_AFTER_S: Final = 10.0  # beyond the drain
+_LOOK_S: Final = 5.0  # at whether the workers' loops still run
+_LOOKS: Final = 6  # in a row without a sign of it: wedged
+_BEAT_S: Final = 1.0
+_PREFIX: Final = "calotype-metrics-"
+_LOCK: Final = "lock"
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _NO_ROOM: Final = -signal.SIGBUS  # what the system does where a mapped file cannot be written to disk
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- a folder of its own is made there
@@ -74,14 +83,29 @@ def _metrics_folder() -> Iterator[str]:
     """Make a folder in shared memory, which no disk that fills up takes away; TMPDIR names another place."""
     place = None if "TMPDIR" in os.environ or not os.access(_SHARED_MEMORY, os.W_OK) else _SHARED_MEMORY
     try:
-        folder = tempfile.TemporaryDirectory(prefix="calotype-metrics-", dir=place)
+        folder = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place)
     except OSError as error:
         raise StartupError(
             "several workers keep their metrics in a folder for temporary files, and there is none to write to; name "
             "one in TMPDIR, such as /dev/shm, or choose --workers 1"
         ) from error
-    with folder as name:
+    with folder as name, _locked(Path(name)):
         yield name
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock in our folder, and remove those beside it that nobody holds: who is killed leaves one behind.
+
+    A lock tells where a process id would not: containers may share the place, and not their numbers.
+    """
+    with (folder / _LOCK).open("wb") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        for lock in folder.parent.glob(f"{_PREFIX}*/{_LOCK}"):
+            with suppress(OSError), lock.open("rb") as other:  # held, another user's, or gone by now
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent)
+        yield
 
 
 @contextmanager
@@ -95,6 +119,9 @@ def _held_port(address: Address) -> Iterator[str]:
         try:
             held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # what a single process left closing is no obstacle
             held.bind(place)
         except OSError as error:
             raise StartupError(
@@ -109,8 +136,12 @@ class _Worker:
 
     process: SpawnProcess
     is_serving: Event
+    beat: ctypes.c_double  # when its loop last ran, once it serves
     started: float
     failures: int = 0
+    looked: float = 0.0  # when its beat was last looked at
+    last_beat: float = 0.0
+    missed: int = 0  # looks in a row that found it unchanged
     due: float | None = None  # when a dead one is to be started again
 
 
@@ -127,7 +158,7 @@ class _Supervisor:
 
     def run(self) -> None:
         signal.set_wakeup_fd(self._stop_writer.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             signal.signal(number, lambda *_: None)  # the wake-up tells
         try:
             for place in range(self._settings.workers):
@@ -140,27 +171,35 @@ class _Supervisor:
         try:
             return self._start(place)
         except OSError as error:
-            raise StartupError(f"worker {place} cannot be started: {error.strerror}; choose fewer --workers") from error
+            raise StartupError(
+                f"worker {place} cannot be started: {error.strerror}; choose fewer --workers, or one"
+            ) from error
 
     def _start(self, place: int, *, failures: int = 0) -> _Worker:
         usable = sorted(os.sched_getaffinity(0))  # anew: a cpuset may have changed
         cores = usable[place :: self._settings.workers] or usable
-        is_serving = self._context.Event()
-        process = self._context.Process(
+        is_serving, beat = self._context.Event(), self._context.RawValue(ctypes.c_double)
+        started = self._context.Process(
             target=_work,
-            args=(self._models, self._settings, cores, is_serving),
-            kwargs={"usual_model": self._usual_model, "supervisor": os.getpid()},
+            args=(self._models, self._settings, cores),
+            kwargs={
+                "is_serving": is_serving,
+                "beat": beat,
+                "usual_model": self._usual_model,
+                "is_restart": self._has_served,
+                "supervisor": os.getpid(),
+            },
             name=f"worker-{place}",
         )
-        process.start()
-        log.info("worker started", worker=place, pid=process.pid, cores=cores)
-        return _Worker(process=process, is_serving=is_serving, started=time.monotonic(), failures=failures)
+        started.start()
+        log.info("worker started", worker=place, pid=started.pid, cores=cores)
+        return _Worker(process=started, is_serving=is_serving, beat=beat, started=time.monotonic(), failures=failures)
 
     def _watch(self) -> None:
         while True:
             sentinels = [worker.process.sentinel for worker in self._workers if worker.due is None]
             dues = [worker.due for worker in self._workers if worker.due is not None]
-            timeout_s = max(0.0, min(dues) - time.monotonic()) if dues else None
+            timeout_s = max(0.0, min([_LOOK_S, *(due - time.monotonic() for due in dues)]))
             if self._stop_reader in wait([self._stop_reader, *sentinels], timeout_s):
                 return
             for place, worker in enumerate(self._workers):
@@ -168,6 +207,22 @@ class _Supervisor:
                     self._bury(place, worker)
                 elif worker.due is not None and worker.due <= time.monotonic():
                     self._start_again(place, worker)
+                elif worker.due is None and worker.is_serving.is_set():
+                    self._look_at(place, worker)
+
+    def _look_at(self, place: int, worker: _Worker) -> None:
+        """Kill a worker whose loop has not run for a while: it holds connections that others would answer.
+
+        Looks are counted, not seconds: a machine or container that slept meanwhile has wedged nobody.
+        """
+        if time.monotonic() < worker.looked + _LOOK_S:
+            return
+        beat = worker.beat.value
+        worker.missed = worker.missed + 1 if beat == worker.last_beat else 0
+        worker.looked, worker.last_beat = time.monotonic(), beat
+        if worker.missed == _LOOKS:
+            log.error("worker does not answer, and is killed", worker=place, pid=worker.process.pid)
+            worker.process.kill()
 
     def _start_again(self, place: int, worker: _Worker) -> None:
         try:
@@ -221,13 +276,23 @@ def _work(
     models: Path,
     settings: ServerSettings,
     cores: list[int],
-    is_serving: Event,
     *,
+    is_serving: Event,
+    beat: ctypes.c_double,
     usual_model: str,
+    is_restart: bool,
     supervisor: int,
 ) -> None:
     """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
     from serving import process
+
+    def on_serving() -> None:
+        pulse()
+        is_serving.set()
+
+    def pulse() -> None:
+        beat.value = time.monotonic()
+        asyncio.get_running_loop().call_later(_BEAT_S, pulse)
 
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -238,7 +303,7 @@ def _work(
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
     try:
-        process.run(models, settings, on_serving=is_serving.set, usual_model=usual_model)
+        process.run(models, settings, on_serving=on_serving, usual_model=usual_model, is_restart=is_restart)
     except StartupError as error:
         log.error("worker cannot start", reason=str(error))
         raise SystemExit(1) from None

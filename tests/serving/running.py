@@ -43,6 +43,7 @@ class Running:
             default_model=self.settings.default_model,
             policy=self.settings.policy(),
             on_refused=lambda name: self.metrics.load_failures.labels(name).inc(),
+            trusted=self.settings.require_signature,
         )
 
     def __enter__(self):

@@ -66,7 +66,7 @@ def exposition(tmp_path_factory):
     async def scene(server, asking):
         first = asyncio.create_task(asking("/v1/classify", body=RED))
         await asyncio.to_thread(held.taken.wait, 20)
-        assert (await asking("/v1/classify?timeout_ms=1", body=RED)).status == 504
+        assert (await asking("/v1/classify?timeout_ms=200", body=RED)).status == 504
         held.let_go.set()
         await first
         await asking("/v1/classify", **form(RED, b"no picture", tiny_bundle.picture("blue")))

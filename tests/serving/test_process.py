@@ -63,16 +63,75 @@ def test_process_serves_and_drains(models):
         assert started.wait(timeout=20) == 0
 
 
-def test_a_signal_while_it_starts_ends_it_at_once(models, tmp_path):
-    """A file that does not answer does not hold it up."""
-    os.mkfifo(tmp_path / "pins")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_it_starts_ends_it_at_once(models, number):
+    """A model that never ends to load does not hold it up."""
+    script = (
+        "import sys, threading\n"
+        "from serving import cli, process\n"
+        "process.load_model = lambda *_, **__: threading.Event().wait()\n"
+        "cli.main()\n"
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = "{}:{}".format(*free.getsockname())
-    options = ("--address", address, "--http-address", "off", "--pins-file", str(tmp_path / "pins"))
-    with process(models, *options) as started, grpc.insecure_channel(address) as channel:
+    words = ["run", str(models), "--address", address, "--http-address", "off"]
+    with (
+        subprocess.Popen([sys.executable, "-c", script, *words], env=ENVIRONMENT) as started,
+        grpc.insecure_channel(address) as channel,
+    ):
         check = health_pb2_grpc.HealthStub(channel).Check
         status = check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60).status
         assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+        started.send_signal(number)
+        assert started.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize("option", ["--pins-file", "--tokens"])
+def test_a_pipe_is_no_file_and_waited_for_by_nobody(models, tmp_path, option):
+    """It would hold up every look, and the exit."""
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: wanted a file of " in refusal(models, option, str(tmp_path / "pipe"))
+
+
+def test_a_hangup_drains_a_server_unless_it_is_to_outlive_its_terminal(models):
+    """As SIGTERM does; under nohup it goes on."""
+    with process(models, "--http-address", "off") as started:
+        port(started)
+        started.send_signal(signal.SIGHUP)
+        assert started.wait(timeout=20) == 0
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from serving.cli import main; main()"
+    words = ["run", str(models), "--address", "127.0.0.1:0", "--http-address", "off", "--log-format", "json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", ignoring, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as started:
+        with Client(f"127.0.0.1:{port(started)}") as client:
+            started.send_signal(signal.SIGHUP)
+            assert client.classify([tiny_bundle.picture("red")]).results[0].predictions
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=20) == 0
+
+
+def test_streams_that_were_closed_are_open_on_nothing(models):
+    """Else the next file has the number of one, and the exit is an abort."""
+    script = "import os; os.close(0); from serving.__main__ import main; main()"
+    words = ["run", str(models), "--address", "127.0.0.1:0", "--http-address", "off", "--log-format", "json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as started:
+        port(started)
+        assert str(Path(f"/proc/{started.pid}/fd/0").readlink()) == os.devnull
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=20) == 0
+
+
+def test_the_folder_of_another_programs_metrics_is_left_alone(models, tmp_path):
+    """A variable of the environment is no reason to keep them in files, or to fail where there is no such folder."""
+    variables = {**ENVIRONMENT, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none")}
+    words = ["run", str(models), "--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--log-format", "json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving", *words], stderr=subprocess.PIPE, text=True, env=variables
+    ) as started:
+        assert read(f"127.0.0.1:{port(started, 'http_port')}").total("calotype_serving") == 1
         started.send_signal(signal.SIGTERM)
         assert started.wait(timeout=20) == 0
 

@@ -15,6 +15,7 @@ from running import LIMIT_S, Running, classify, load, plain_channel, until
 
 from bundle.errors import BundleError
 from bundle.repository import versions
+from bundle.signature import sign, write_keys
 from serving.catalogue import Catalogue
 from serving.client import Client
 from serving.dispatcher import Dispatcher
@@ -784,3 +785,19 @@ def test_a_model_that_was_refused_takes_no_request_without_a_name_away(models):
         tiny_bundle.write(models, name="shades")
         until(lambda: server.states("shades") == {1: "READY"}, what="another model")
         assert classify(channel) == "1"
+
+
+def test_a_key_that_is_trusted_by_now_brings_in_what_it_signed(models, tmp_path):
+    """Without a touch of the model's own folder."""
+    publics = []
+    for number in (1, 2):
+        publics.append(write_keys(tmp_path / f"{number}.pem"))
+        if number == 2:
+            tiny_bundle.write(models)
+        sign(models / "colours" / str(number), tmp_path / f"{number}.pem")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(publics[0].read_bytes())
+    with Running(models, require_signature=trusted) as server:
+        until(lambda: server.states() == {1: "READY", 2: "FAILED"}, what="the refusal")
+        trusted.write_bytes(b"".join(public.read_bytes() for public in publics))
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the new key")

@@ -6,6 +6,7 @@ import queue
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from test_process import ENVIRONMENT, process, refusal
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from protos import open_inference_pb2 as v2
+from serving import workers
+from serving.addresses import Address
 from serving.readings import read
 from serving.worker_metrics import CrewCollector
 from serving.workers import MAX_PAUSE_S, pause_s
@@ -36,11 +39,13 @@ class Crew:
     def __init__(self, started):
         self.process = started
         self._lines = queue.Queue()
+        self.heard = []  # all lines
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
         with suppress(ValueError):  # closed at the end of the test
             for line in self.process.stderr:
+                self.heard.append(line)
                 if line.startswith("{"):  # the last word, to a person, is no JSON
                     self._lines.put(json.loads(line))
 
@@ -280,8 +285,9 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
         "import multiprocessing, pathlib, sys\n"
         "from serving import settings, workers\n"
         "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
-        "event = multiprocessing.get_context('spawn').Event()\n"
-        "workers._work(pathlib.Path(sys.argv[1]), own, [0], event, usual_model='', supervisor=2**22 + 1)\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "workers._work(pathlib.Path(sys.argv[1]), own, [0], is_serving=context.Event(), beat=context.RawValue('d'),\n"
+        "              usual_model='', is_restart=False, supervisor=2**22 + 1)\n"
     )
     command = [sys.executable, "-c", code, str(models)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
@@ -335,7 +341,7 @@ def test_a_worker_that_cannot_be_started_at_first_ends_the_others(models):
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
     )
-    last = "worker 1 cannot be started: Resource temporarily unavailable; choose fewer --workers"
+    last = "worker 1 cannot be started: Resource temporarily unavailable; choose fewer --workers, or one"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, last)
 
 
@@ -396,3 +402,63 @@ def test_workers_have_all_of_their_time_to_end(models):
         for _ in range(2):
             running.next("stopped")
         assert started.wait(PATIENCE_S) == 0
+
+
+def test_a_worker_that_does_not_run_any_more_is_killed_and_comes_back(models):
+    """It holds connections that others would answer."""
+    code = "from serving import cli, workers; workers._LOOK_S = workers._BEAT_S = 0.1; cli.main()"
+    words = ["run", str(models), "--workers", "2", "--address", "127.0.0.1:0", "--http-address", "off"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words, "--log-format", "json"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as started:
+        running = Crew(started)
+        pids = [running.next("worker started")["pid"] for _ in range(2)]
+        for _ in pids:
+            running.next("SERVING")
+        os.kill(pids[0], signal.SIGSTOP)
+        assert running.next("worker does not answer, and is killed")["pid"] == pids[0]
+        assert running.next("worker died")["exit_code"] == -signal.SIGKILL
+        assert running.next("SERVING")["pid"] not in pids
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(PATIENCE_S) == 0
+
+
+def test_a_worker_that_comes_back_lives_with_what_the_others_live_with(models, tmp_path):
+    """A pin that holds no more, or cannot be read, stops a start, and no restart."""
+    pins = tmp_path / "pins"
+    pins.write_text("colours=1")
+    tiny_bundle.write(models)
+    with crew(models, "--pins-file", str(pins), "--watch-s", "0.05") as (running, pids, port, _):
+        for text, reason in (("colours=99", "pinned to version 99"), ("what?", "wanted one NAME=VERSION")):
+            pins.write_text(text)
+            os.kill(pids.pop(), signal.SIGKILL)
+            running.next("worker died")
+            begun = running.next("worker started")["pid"]
+            assert running.next("SERVING")["pid"] == begun
+            assert reason in "".join(running.heard)
+        with connection(port) as channel:
+            assert classify(channel, reconnect=True).results
+
+
+def test_a_port_that_is_closing_is_no_obstacle_for_several(models):
+    """Connections that a single process closed stay for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as single:
+        number = single.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", number)) as client:
+            served, _ = single.accept()
+            served.close()  # first: then it waits at the server's side
+            assert client.recv(1) == b""
+    with workers._held_port(Address.parse(f"127.0.0.1:{number}")) as address:
+        assert address == f"127.0.0.1:{number}"
+
+
+def test_what_a_killed_supervisor_left_behind_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    """Memory would be lost until the next boot; another server's folder is in use."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "calotype-metrics-left").mkdir()
+    (tmp_path / "calotype-metrics-left" / "lock").touch()
+    (tmp_path / "other").mkdir()
+    with workers._metrics_folder() as first, workers._metrics_folder() as second:
+        assert {path.name for path in tmp_path.iterdir()} == {"other", Path(first).name, Path(second).name}
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
