@@ -39,7 +39,7 @@ from serving.service import SERVICE_NAME, ClassifierService
 from serving.settings import ServerSettings
 from serving.shadow import Shadow
 from serving.stages import Tracing
-from serving.tls import tls_files
+from serving.tls import tell_validity, tls_files
 from serving.tokens import Gate
 from serving.watcher import Watcher
 
@@ -223,6 +223,8 @@ class Server:
         address, files = self._settings.address, tls_files(self._settings)
         check_free(self._address, is_shared=self._settings.workers > 1)
         credentials = server_credentials(files) if files else None
+        if files:
+            tell_validity(files)
         try:
             if credentials is None:
                 return self._grpc.add_insecure_port(address)

@@ -6,7 +6,9 @@ middle of a renewal, is logged, and the one before it stays. Knows no grpc.
 
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -16,6 +18,7 @@ from serving.settings import ServerSettings
 from serving.watched import WatchedFiles
 
 log = structlog.get_logger(__name__)
+_SOON: Final = timedelta(days=14)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,23 @@ def next_context(files: TlsFiles) -> ssl.SSLContext | None:
         log.error("certificate refused, the one before it stays", reason=reason(error))
         return None
     log.info("certificate read", path=str(files.cert))
+    tell_validity(files)
     return context
+
+
+def tell_validity(files: TlsFiles) -> None:
+    """Log where clients refuse the certificate by its dates, or soon will: nobody else on this side would notice."""
+    from cryptography import x509  # only with TLS
+
+    try:
+        cert = x509.load_pem_x509_certificate(files.cert.read_bytes())
+    except (OSError, ValueError):  # whether it can be used is another's question
+        return
+    now, dates = datetime.now(UTC), {"begins": str(cert.not_valid_before_utc), "ends": str(cert.not_valid_after_utc)}
+    if not cert.not_valid_before_utc <= now <= cert.not_valid_after_utc:
+        log.error("certificate is not valid now, clients will refuse it", path=str(files.cert), **dates)
+    elif cert.not_valid_after_utc - now < _SOON:
+        log.warning("certificate ends soon", path=str(files.cert), **dates)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
@@ -18,6 +19,9 @@ import pytest
 import structlog
 import tiny_bundle
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -43,7 +47,7 @@ from serving.metrics import Metrics
 from serving.readings import read
 from serving.server import Server
 from serving.settings import ServerSettings
-from serving.tls import TlsFiles, next_context
+from serving.tls import TlsFiles, next_context, tell_validity
 from serving.tokens import new_token
 
 OPEN = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1)
@@ -636,3 +640,24 @@ def test_a_renewal_that_does_not_fit_is_told(authority, tmp_path):
         ("info", "certificate read"),
         ("error", "certificate refused, the one before it stays"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("begins_d", "ends_d", "events"),
+    [
+        (-90, -1, ["certificate is not valid now, clients will refuse it"]),
+        (1, 90, ["certificate is not valid now, clients will refuse it"]),
+        (-1, 10, ["certificate ends soon"]),
+        (-1, 60, []),
+    ],
+)
+def test_a_certificate_that_clients_refuse_by_its_dates_is_told(tmp_path, begins_d, ends_d, events):
+    """Nobody on this side would notice."""
+    now, name = datetime.now(UTC), x509.Name([])
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now + timedelta(days=begins_d)).not_valid_after(now + timedelta(days=ends_d))
+    (tmp_path / "cert").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    with structlog.testing.capture_logs() as lines:
+        tell_validity(TlsFiles(cert=tmp_path / "cert", key=tmp_path / "key"))
+    assert [line["event"] for line in lines] == events
