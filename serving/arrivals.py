@@ -94,17 +94,22 @@ class Arrivals:
         Where the call is refused meanwhile this raises what the library wants to see passed on.
         """
         check()
-        if self._turns.locked():
+        has_waited = self._turns.locked()
+        try:
             await self._turns.acquire()
-            turn = _Turn(self._turns, self._is_half_full)
-            try:
+        except asyncio.CancelledError as error:  # the caller has gone
+            if not is_stream:
+                self._on_refusal(method, late(context) or error)
+            raise
+        turn = _Turn(self._turns, self._is_half_full)
+        try:
+            if has_waited:
                 check()  # what was true before may not be any more
-            except BaseException:
-                turn.end()
-                raise
-        else:
-            await self._turns.acquire()
-            turn = _Turn(self._turns, self._is_half_full)
+            return await self._read(context, method, is_stream=is_stream)
+        finally:
+            turn.end()
+
+    async def _read(self, context: Context, method: str, *, is_stream: bool) -> bytes | None:
         self._coming[context] = _Coming(asyncio.get_running_loop().time(), method, is_stream)
         if not self._is_looking:
             self._is_looking = True
@@ -116,7 +121,6 @@ class Arrivals:
                 self._on_refusal(method, late(context) or error)
             raise
         finally:
-            turn.end()
             self.forget(context)
         return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 

@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Final
 
@@ -99,8 +98,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
     A lock tells where a process id would not: containers may share the place, and not their numbers.
     """
-    with (folder / _LOCK).open("wb") as own:
+    with (folder / f".{_LOCK}").open("wb") as own:
         fcntl.flock(own, fcntl.LOCK_EX)
+        Path(own.name).rename(folder / _LOCK)  # never there without being held
         for lock in folder.parent.glob(f"{_PREFIX}*/{_LOCK}"):
             with suppress(OSError), lock.open("rb") as other:  # held, another user's, or gone by now
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,9 +119,7 @@ def _held_port(address: Address) -> Iterator[str]:
         try:
             held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # what a single process left closing is no obstacle
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is closing is no obstacle
             held.bind(place)
         except OSError as error:
             raise StartupError(
@@ -135,8 +133,8 @@ class _Worker:
     """One place among the workers, and the process that holds it now."""
 
     process: SpawnProcess
-    is_serving: Event
-    beat: ctypes.c_double  # when its loop last ran, once it serves
+    # When its loop last ran; 0 before it serves. Without a lock, which who is killed in the midst would keep for ever.
+    beat: ctypes.c_double
     started: float
     failures: int = 0
     looked: float = 0.0  # when its beat was last looked at
@@ -178,12 +176,11 @@ class _Supervisor:
     def _start(self, place: int, *, failures: int = 0) -> _Worker:
         usable = sorted(os.sched_getaffinity(0))  # anew: a cpuset may have changed
         cores = usable[place :: self._settings.workers] or usable
-        is_serving, beat = self._context.Event(), self._context.RawValue(ctypes.c_double)
+        beat = self._context.RawValue(ctypes.c_double)
         started = self._context.Process(
             target=_work,
             args=(self._models, self._settings, cores),
             kwargs={
-                "is_serving": is_serving,
                 "beat": beat,
                 "usual_model": self._usual_model,
                 "is_restart": self._has_served,
@@ -193,7 +190,7 @@ class _Supervisor:
         )
         started.start()
         log.info("worker started", worker=place, pid=started.pid, cores=cores)
-        return _Worker(process=started, is_serving=is_serving, beat=beat, started=time.monotonic(), failures=failures)
+        return _Worker(process=started, beat=beat, started=time.monotonic(), failures=failures)
 
     def _watch(self) -> None:
         while True:
@@ -207,7 +204,7 @@ class _Supervisor:
                     self._bury(place, worker)
                 elif worker.due is not None and worker.due <= time.monotonic():
                     self._start_again(place, worker)
-                elif worker.due is None and worker.is_serving.is_set():
+                elif worker.due is None and worker.beat.value:
                     self._look_at(place, worker)
 
     def _look_at(self, place: int, worker: _Worker) -> None:
@@ -239,7 +236,7 @@ class _Supervisor:
 
         pid, exit_code = worker.process.pid, worker.process.exitcode
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges are gone, its counts stay
-        self._has_served |= any(other.is_serving.is_set() for other in self._workers)
+        self._has_served |= any(other.beat.value for other in self._workers)
         if not self._has_served:
             raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; its log says why")
         is_steady = time.monotonic() - worker.started > _STEADY_S
@@ -277,7 +274,6 @@ def _work(
     settings: ServerSettings,
     cores: list[int],
     *,
-    is_serving: Event,
     beat: ctypes.c_double,
     usual_model: str,
     is_restart: bool,
@@ -285,10 +281,6 @@ def _work(
 ) -> None:
     """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
     from serving import process
-
-    def on_serving() -> None:
-        pulse()
-        is_serving.set()
 
     def pulse() -> None:
         beat.value = time.monotonic()
@@ -303,7 +295,7 @@ def _work(
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
     try:
-        process.run(models, settings, on_serving=on_serving, usual_model=usual_model, is_restart=is_restart)
+        process.run(models, settings, on_serving=pulse, usual_model=usual_model, is_restart=is_restart)
     except StartupError as error:
         log.error("worker cannot start", reason=str(error))
         raise SystemExit(1) from None

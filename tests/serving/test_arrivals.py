@@ -386,3 +386,21 @@ def test_who_had_to_wait_for_a_turn_is_asked_about_again():
         await asyncio.gather(*reads, return_exceptions=True)
 
     asyncio.run(main())
+
+
+def test_who_goes_while_waiting_for_a_turn_is_told_of():
+    """It is a request that got no answer."""
+
+    async def main():
+        memory = Memory(ALLOWED_MB)
+        arrivals, calls = memory.arrivals(), [FakeContext() for _ in range(TURNS + 1)]
+        reads = [asyncio.create_task(arrivals.read(one, CLASSIFY, is_stream=False)) for one in calls]
+        await memory.looked_at(1)
+        reads[-1].cancel()
+        await asyncio.wait({reads[-1]})
+        assert memory.refusals == [(CLASSIFY, None)]
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+
+    asyncio.run(main())

@@ -42,6 +42,7 @@ def free_ports(count):
 def test_a_connection_has_the_limits_that_are_documented():
     """The others of `connections` are seen from outside; these take a minute to show."""
     options = dict(connection_options(ServerSettings(drain_s=5.0)))
+    assert options["grpc.http2.bdp_probe"] == 0  # or what a call may send unread grows with the network
     assert options["grpc.keepalive_time_ms"] == 60_000
     assert options["grpc.keepalive_timeout_ms"] == 20_000
     assert options["grpc.keepalive_permit_without_calls"] == 1  # idle ones too, or a balancer drops them in silence

@@ -25,9 +25,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
-def process(models, *options):
-    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--log-format", "json"]
-    started = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def process(models, *options, code="", environment=ENVIRONMENT):
+    """A server's process, or that of `code`, which is to run the command line; killed at the end."""
+    how = ["-c", code] if code else ["-m", "serving"]
+    command = [sys.executable, *how, "run", str(models), "--address", "127.0.0.1:0", "--log-format", "json"]
+    started = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
     try:
         yield started
     finally:
@@ -74,11 +76,8 @@ def test_a_signal_while_it_starts_ends_it_at_once(models, number):
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = "{}:{}".format(*free.getsockname())
-    words = ["run", str(models), "--address", address, "--http-address", "off"]
-    with (
-        subprocess.Popen([sys.executable, "-c", script, *words], env=ENVIRONMENT) as started,
-        grpc.insecure_channel(address) as channel,
-    ):
+    options = ("--address", address, "--http-address", "off")
+    with process(models, *options, code=script) as started, grpc.insecure_channel(address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         status = check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60).status
         assert status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -100,10 +99,7 @@ def test_a_hangup_drains_a_server_unless_it_is_to_outlive_its_terminal(models):
         started.send_signal(signal.SIGHUP)
         assert started.wait(timeout=20) == 0
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from serving.cli import main; main()"
-    words = ["run", str(models), "--address", "127.0.0.1:0", "--http-address", "off", "--log-format", "json"]
-    with subprocess.Popen(
-        [sys.executable, "-c", ignoring, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as started:
+    with process(models, "--http-address", "off", code=ignoring) as started:
         with Client(f"127.0.0.1:{port(started)}") as client:
             started.send_signal(signal.SIGHUP)
             assert client.classify([tiny_bundle.picture("red")]).results[0].predictions
@@ -114,10 +110,7 @@ def test_a_hangup_drains_a_server_unless_it_is_to_outlive_its_terminal(models):
 def test_streams_that_were_closed_are_open_on_nothing(models):
     """Else the next file has the number of one, and the exit is an abort."""
     script = "import os; os.close(0); from serving.__main__ import main; main()"
-    words = ["run", str(models), "--address", "127.0.0.1:0", "--http-address", "off", "--log-format", "json"]
-    with subprocess.Popen(
-        [sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as started:
+    with process(models, "--http-address", "off", code=script) as started:
         port(started)
         assert str(Path(f"/proc/{started.pid}/fd/0").readlink()) == os.devnull
         started.send_signal(signal.SIGTERM)
@@ -127,10 +120,7 @@ def test_streams_that_were_closed_are_open_on_nothing(models):
 def test_the_folder_of_another_programs_metrics_is_left_alone(models, tmp_path):
     """A variable of the environment is no reason to keep them in files, or to fail where there is no such folder."""
     variables = {**ENVIRONMENT, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none")}
-    words = ["run", str(models), "--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--log-format", "json"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "serving", *words], stderr=subprocess.PIPE, text=True, env=variables
-    ) as started:
+    with process(models, "--http-address", "127.0.0.1:0", environment=variables) as started:
         assert read(f"127.0.0.1:{port(started, 'http_port')}").total("calotype_serving") == 1
         started.send_signal(signal.SIGTERM)
         assert started.wait(timeout=20) == 0

@@ -286,7 +286,7 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
         "from serving import settings, workers\n"
         "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
         "context = multiprocessing.get_context('spawn')\n"
-        "workers._work(pathlib.Path(sys.argv[1]), own, [0], is_serving=context.Event(), beat=context.RawValue('d'),\n"
+        "workers._work(pathlib.Path(sys.argv[1]), own, [0], beat=context.RawValue('d'),\n"
         "              usual_model='', is_restart=False, supervisor=2**22 + 1)\n"
     )
     command = [sys.executable, "-c", code, str(models)]
@@ -390,11 +390,8 @@ def test_what_waits_in_several_workers_is_told_as_a_sum(tmp_path):
 def test_workers_have_all_of_their_time_to_end(models):
     """The lame-duck time and the drain, and only then they are killed."""
     code = "from serving import cli, workers; workers._KILL_AFTER_S = 0.2; cli.main()"
-    words = ["run", str(models), "--workers", "2", "--address", "127.0.0.1:0", "--http-address", "off"]
-    words += ["--log-format", "json", "--lame-duck-s", "1.5"]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as started:
+    options = ("--workers", "2", "--http-address", "off", "--lame-duck-s", "1.5")
+    with process(models, *options, code=code) as started:
         running = Crew(started)
         for _ in range(2):
             running.next("SERVING")
@@ -406,11 +403,8 @@ def test_workers_have_all_of_their_time_to_end(models):
 
 def test_a_worker_that_does_not_run_any_more_is_killed_and_comes_back(models):
     """It holds connections that others would answer."""
-    code = "from serving import cli, workers; workers._LOOK_S = workers._BEAT_S = 0.1; cli.main()"
-    words = ["run", str(models), "--workers", "2", "--address", "127.0.0.1:0", "--http-address", "off"]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *words, "--log-format", "json"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as started:
+    code = "from serving import cli, workers; workers._LOOK_S = 0.5; cli.main()"
+    with process(models, "--workers", "2", "--http-address", "off", code=code) as started:
         running = Crew(started)
         pids = [running.next("worker started")["pid"] for _ in range(2)]
         for _ in pids:
