@@ -82,11 +82,14 @@ class Catalogue:
         self._is_loaded = True
 
     def _check_wishes(self, names: list[str]) -> None:
-        """Read the pins; raise StartupError for those, and for a default and shadows, of models that are not here."""
+        """Read the pins, without which nobody knows what is to answer; object to those of models that are not here.
+
+        So with a default and shadows.
+        """
         try:
             self._pins = self._policy.read_pins()
         except SettingsError as error:
-            self._object(str(error))
+            raise StartupError(str(error)) from error
         for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
             if wanted not in names:
                 self._object(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")

@@ -7,6 +7,7 @@ the file system: the page is read once, from the package. Knows no grpc.
 import asyncio
 import json
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -44,6 +45,7 @@ HTTP_STATUS: Final = {
 _MAX_TOP_K: Final = 2**32 - 1  # as in the proto
 _MAX_TIMEOUT_MS: Final = 3_600_000
 _NO_STORE: Final = {"cache-control": "no-store"}
+_PLAIN: Final = re.compile(r"[0-9.eE+-]+")
 Number = TypeVar("Number", int, float)
 Outcome = TypeVar("Outcome")
 
@@ -173,7 +175,7 @@ def _number(query: QueryParams, name: str, kind: type[Number], *, low: int, high
     if not texts:
         return None
     with suppress(ValueError):
-        value = kind(texts[0] if texts[0].isascii() else "")
+        value = kind(texts[0] if _PLAIN.fullmatch(texts[0]) else "")  # Python takes 1_0 and digits of any script
         if low <= value <= high and len(texts) == 1:
             return value
     wanted = "a whole number " if kind is int else ""

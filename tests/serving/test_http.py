@@ -856,6 +856,7 @@ def test_a_connection_that_ends_in_the_midst_of_a_head_is_kept_by_no_timer(model
     [
         ("top_k=2.5", "top_k: found '2.5', wanted a whole number 0..4294967295, once"),
         ("timeout_ms=1000.5", "timeout_ms: found '1000.5', wanted a whole number 1..3600000, once"),
+        ("top_k=1_0", "top_k: found '1_0', wanted"),
         ("top_k=1&top_k=2", "top_k: found '1, 2', wanted"),
         ("top_k=%D9%A3", "top_k: found '\u0663', wanted"),
         ("min_score=2", "min_score: found '2', wanted 0..1, once"),

@@ -418,18 +418,21 @@ def test_a_worker_that_does_not_run_any_more_is_killed_and_comes_back(models):
 
 
 def test_a_worker_that_comes_back_lives_with_what_the_others_live_with(models, tmp_path):
-    """A pin that holds no more, or cannot be read, stops a start, and no restart."""
+    """A pin that holds no more stops a start, and no restart; a file that cannot be read stops both until it can."""
     pins = tmp_path / "pins"
     pins.write_text("colours=1")
-    tiny_bundle.write(models)
     with crew(models, "--pins-file", str(pins), "--watch-s", "0.05") as (running, pids, port, _):
-        for text, reason in (("colours=99", "pinned to version 99"), ("what?", "wanted one NAME=VERSION")):
-            pins.write_text(text)
-            os.kill(pids.pop(), signal.SIGKILL)
-            running.next("worker died")
-            begun = running.next("worker started")["pid"]
-            assert running.next("SERVING")["pid"] == begun
-            assert reason in "".join(running.heard)
+        pins.write_text("colours=99")
+        os.kill(pids.pop(), signal.SIGKILL)
+        running.next("worker died")
+        begun = running.next("worker started")["pid"]
+        assert running.next("SERVING")["pid"] == begun
+        assert "pinned to version 99" in "".join(running.heard)
+        pins.write_text("what?")
+        os.kill(begun, signal.SIGKILL)
+        assert "wanted one NAME=VERSION" in running.next("worker cannot start")["reason"]
+        pins.write_text("colours=1")
+        running.next("SERVING")
         with connection(port) as channel:
             assert classify(channel, reconnect=True).results
 
