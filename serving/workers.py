@@ -8,16 +8,12 @@ tells the sums.
 
 import asyncio
 import ctypes
-import fcntl
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -31,9 +27,9 @@ from bundle.repository import model_names
 from serving.addresses import Address
 from serving.endings import ending_signals
 from serving.errors import StartupError
-from serving.listening import check_free
 from serving.logs import configure_logs
 from serving.settings import ServerSettings
+from serving.shared_places import held_port, metrics_folder
 
 MAX_PAUSE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -42,11 +38,8 @@ _KILL_AFTER_S: Final = 10.0  # beyond the drain
 _LOOK_S: Final = 5.0  # at whether the workers' loops still run
 _LOOKS: Final = 6  # in a row without a sign of it: wedged
 _BEAT_S: Final = 1.0
-_PREFIX: Final = "calotype-metrics-"
-_LOCK: Final = "lock"
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _NO_ROOM: Final = -signal.SIGBUS  # what the system does where a mapped file cannot be written to disk
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 -- a folder of its own is made there
 
 log = structlog.get_logger(__name__)
 
@@ -59,13 +52,13 @@ def pause_s(failures: int) -> float:
 def run(models: Path, settings: ServerSettings) -> None:
     """Serve with settings.workers processes until a signal; blocks. Raises StartupError where none can serve."""
     with ExitStack() as stack:
-        folder = stack.enter_context(_metrics_folder())
+        folder = stack.enter_context(metrics_folder())
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the library is imported: in the workers
         address = Address.parse(settings.address)
-        shared = replace(settings, address=stack.enter_context(_held_port(address)))
+        shared = replace(settings, address=stack.enter_context(held_port(address)))
         if settings.http_address != "off":
             http = address.beside(settings.http_address)
-            shared = replace(shared, http_address=stack.enter_context(_held_port(http)))
+            shared = replace(shared, http_address=stack.enter_context(held_port(http)))
         _Supervisor(models, shared, usual_model=_only_name(models)).run()
 
 
@@ -75,57 +68,6 @@ def _only_name(models: Path) -> str:
         names = model_names(models)
         return names[0] if len(names) == 1 else ""
     return ""
-
-
-@contextmanager
-def _metrics_folder() -> Iterator[str]:
-    """Make a folder in shared memory, which no disk that fills up takes away; TMPDIR names another place."""
-    place = None if "TMPDIR" in os.environ or not os.access(_SHARED_MEMORY, os.W_OK) else _SHARED_MEMORY
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place)
-    except OSError as error:
-        raise StartupError(
-            "several workers keep their metrics in a folder for temporary files, and there is none to write to; name "
-            "one in TMPDIR, such as /dev/shm, or choose --workers 1"
-        ) from error
-    with folder as name, _locked(Path(name)):
-        yield name
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock in our folder, and remove those beside it that nobody holds: who is killed leaves one behind.
-
-    A lock tells where a process id would not: containers may share the place, and not their numbers.
-    """
-    with (folder / f".{_LOCK}").open("wb") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
-        Path(own.name).rename(folder / _LOCK)  # never there without being held
-        for lock in folder.parent.glob(f"{_PREFIX}*/{_LOCK}"):
-            with suppress(OSError), lock.open("rb") as other:  # held, another user's, or gone by now
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent)
-        yield
-
-
-@contextmanager
-def _held_port(address: Address) -> Iterator[str]:
-    """Bind without listening, so that the port stays ours and the system sends it no connections; yield the address."""
-    if address.is_file:
-        raise StartupError(f"{address.text}: several workers want a host:port to share; choose another, or --workers 1")
-    check_free(address, is_shared=False)  # with each other alone
-    with ExitStack() as stack:
-        family, place = address.places()[0]
-        try:
-            held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is closing is no obstacle
-            held.bind(place)
-        except OSError as error:
-            raise StartupError(
-                f"{address.text}: cannot listen there, {error.strerror}; choose another address"
-            ) from error
-        yield f"{address.text.rpartition(':')[0]}:{held.getsockname()[1]}"
 
 
 @dataclass(kw_only=True)

@@ -23,9 +23,9 @@ from test_process import ENVIRONMENT, process, refusal
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from protos import open_inference_pb2 as v2
-from serving import workers
 from serving.addresses import Address
 from serving.readings import read
+from serving.shared_places import held_port, metrics_folder
 from serving.worker_metrics import CrewCollector
 from serving.workers import MAX_PAUSE_S, pause_s
 
@@ -445,7 +445,7 @@ def test_a_port_that_is_closing_is_no_obstacle_for_several(models):
             served, _ = single.accept()
             served.close()  # first: then it waits at the server's side
             assert client.recv(1) == b""
-    with workers._held_port(Address.parse(f"127.0.0.1:{number}")) as address:
+    with held_port(Address.parse(f"127.0.0.1:{number}")) as address:
         assert address == f"127.0.0.1:{number}"
 
 
@@ -456,6 +456,6 @@ def test_what_a_killed_supervisor_left_behind_is_removed_and_nothing_else(tmp_pa
     (tmp_path / "calotype-metrics-left").mkdir()
     (tmp_path / "calotype-metrics-left" / "lock").touch()
     (tmp_path / "other").mkdir()
-    with workers._metrics_folder() as first, workers._metrics_folder() as second:
+    with metrics_folder() as first, metrics_folder() as second:
         assert {path.name for path in tmp_path.iterdir()} == {"other", Path(first).name, Path(second).name}
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
