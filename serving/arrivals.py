@@ -3,7 +3,7 @@
 The library takes in a message as a whole before anything of ours sees a byte of it, and does not tell how much has
 come: 60 calls that each held back their last byte took 3.6 GB. So the memory of the process is looked at while messages
 take longer than everyday ones do, and where it is used up the oldest of them are refused. They come by turns, so that
-there is time to look: as many at once as have room at their largest.
+there is time to look: a turn ends with a look, unless an eighth of what there is for messages is used by then.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from serving.memory import private_bytes, return_memory
 from serving.ticket import past_deadline
 
 _LOOK_S: Final = 0.02  # at a gigabyte a second 20 MB come between two looks
-_LEAST_TURNS: Final = 4
+_LEAST_TURNS: Final = 8  # 400 messages/s begin to come where each takes longer than a look, as from slow networks
 _COPIES: Final = 3  # of a message, while it is decoded
 _LONGEST_TURN_LOOKS: Final = 25
 _RETRY_S: Final = 1.0
@@ -101,7 +101,7 @@ class Arrivals:
             if not is_stream:
                 self._on_refusal(method, late(context) or error)
             raise
-        turn = _Turn(self._turns, self._is_half_full)
+        turn = _Turn(self._turns, self._is_filling)
         try:
             if has_waited:
                 check()  # what was true before may not be any more
@@ -154,11 +154,15 @@ class Arrivals:
         before = asyncio.get_running_loop().time() - _LOOK_S
         return [context for context, coming in self._coming.items() if coming.since <= before]
 
-    def _is_half_full(self) -> bool:
-        return self._used() > self._allowed // 2
+    def _is_filling(self) -> bool:
+        return self._used() > self._own + (self._most() - self._own) // 8
 
     def _is_too_much(self) -> bool:
-        return self._used() > max(self._allowed, self._own + self._max_message)
+        return self._used() > self._most()
+
+    def _most(self) -> int:
+        """Return how much may be in use: what is allowed, but room for one message."""
+        return max(self._allowed, self._own + self._max_message)
 
     def _refuse_half(self) -> None:
         """Refuse the oldest half; streams, which may just be idle, only where there is nothing else."""

@@ -22,7 +22,7 @@ MB = 2**20
 CLASSIFY, CHECK = "/classifier.v1.Classifier/Classify", "/grpc.health.v1.Health/Check"
 ALLOWED_MB, MESSAGE_MB = 100, 10
 WAIT_S = 20
-TURNS = 4  # the least: so many of the largest messages, decoded, have room
+TURNS = 8  # the least
 
 
 class FakeContext:
@@ -324,28 +324,31 @@ def begun(calls):
     return sum(call.is_read for call in calls)
 
 
-def test_messages_come_by_turns_while_memory_is_half_full():
-    """Else hundreds of large ones would be here before anybody looks. One that has come, or is refused, makes room."""
+def test_messages_come_by_turns_while_memory_is_filling():
+    """Else hundreds of large ones would be here before anybody looks. One that has come makes room."""
 
     async def play(arrivals, coming, memory):
-        calls = coming(12)
+        calls = coming(TURNS + 8)
+        await memory.looked_at(1)
+        memory.used_mb = 60  # of the 50 between what the server itself has and what is allowed, more than an eighth
         await memory.looked_at(2 * TURNS)  # each turn looks too
         assert begun(calls) == TURNS
         calls[0].message.set_result(b"message")
         await memory.until(lambda: begun(calls) == TURNS + 1)
 
-    scene(play, used_mb=ALLOWED_MB // 2 + 1)
+    scene(play, used_mb=50)
 
 
-def test_a_message_that_takes_long_holds_up_nobody_where_there_is_room():
-    """All of them are on their way soon."""
+@pytest.mark.parametrize("used_mb", [25, 99, 2 * ALLOWED_MB])
+def test_a_message_that_takes_long_holds_up_nobody_where_there_is_room(used_mb):
+    """However much the server itself takes: all of them are on their way soon."""
 
     async def play(arrivals, coming, memory):
-        calls = coming(12)
-        await memory.until(lambda: begun(calls) == 12)
-        assert refused(calls) == [False] * 12
+        calls = coming(TURNS + 8)
+        await memory.until(lambda: begun(calls) == TURNS + 8)
+        assert refused(calls) == [False] * (TURNS + 8)
 
-    scene(play, used_mb=ALLOWED_MB // 4)
+    scene(play, used_mb=used_mb)
 
 
 def test_messages_that_never_come_hold_the_others_up_for_half_a_second_at_most(monkeypatch):
@@ -353,10 +356,12 @@ def test_messages_that_never_come_hold_the_others_up_for_half_a_second_at_most(m
     monkeypatch.setattr("serving.arrivals._LOOK_S", 0.001)
 
     async def play(arrivals, coming, memory):
-        calls = coming(12)
-        await memory.until(lambda: begun(calls) == 12)
+        calls = coming(TURNS + 8)
+        await memory.looked_at(1)
+        memory.used_mb = 60
+        await memory.until(lambda: begun(calls) == TURNS + 8)
 
-    scene(play, used_mb=ALLOWED_MB // 2 + 1)
+    scene(play, used_mb=50)
 
 
 def test_who_had_to_wait_for_a_turn_is_asked_about_again():
