@@ -17,8 +17,9 @@ from typing import Final
 import grpc
 
 from protos import classifier_pb2 as pb
+from serving.answers import enum_name
 from serving.channel import OPEN, Access
-from serving.client import MAX_MESSAGE_BYTES, enum_name
+from serving.client import MAX_MESSAGE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,9 @@ from serving.memory import return_memory
 from serving.reasons import plain_line, public_reason
 from serving.shelves import Entry, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed, some
-from serving.versions import NEWEST, VersionPolicy
+from serving.versions import VersionPolicy
 from serving.watched import WatchedFiles
+from serving.wishes import Wishes
 
 log = structlog.get_logger(__name__)
 
@@ -47,17 +48,21 @@ class Catalogue:
     ) -> None:
         self._models = models
         self._load = load
-        self._default_model = default_model
         self._unnamed = Unnamed(default=default_model, usual=usual_model)
-        self._is_restart = is_restart  # of one of several workers: what the others live with is no reason not to start
         self._policy = policy or VersionPolicy()
         self._trusted = WatchedFiles([trusted] if trusted else [])  # a key by which versions are refused
         self._on_refused = on_refused  # hears the model's name for every version that fails
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
         self._glimpses = Glimpses()
-        self._pins: dict[str, int] = {}
         self._complaints = Complaints()
+        self._wishes = Wishes(
+            self._policy,
+            default_model=default_model,
+            models=models,
+            complaints=self._complaints,
+            is_restart=is_restart,
+        )
         self._is_loaded = False
         self._is_closing = False
 
@@ -73,32 +78,13 @@ class Catalogue:
             raise StartupError(str(error)) from error
         if not names:
             raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")
-        self._check_wishes(names)
+        self._wishes.begin(names)
         reasons = {name: reason for name in names if (reason := self._load_first(name))}
-        asked_for = [name for name in (self._default_model, *self._pins) if name in reasons]
-        if (asked_for and not self._is_restart) or len(reasons) == len(names):  # else the others serve, as later on
-            raise StartupError(reasons[asked_for[0] if asked_for else names[0]])
+        missed = self._wishes.missed(reasons)
+        if missed or len(reasons) == len(names):  # else the others serve, as when one fails later
+            raise StartupError(reasons[[*missed, names[0]][0]])
         self._unnamed.begin_with(self._answering_names())
         self._is_loaded = True
-
-    def _check_wishes(self, names: list[str]) -> None:
-        """Read the pins, without which nobody knows what is to answer; object to those of models that are not here.
-
-        So with a default and shadows.
-        """
-        try:
-            self._pins = self._policy.read_pins()
-        except SettingsError as error:
-            raise StartupError(str(error)) from error
-        for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
-            if wanted not in names:
-                self._object(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")
-
-    def _object(self, reason: str) -> None:
-        """Refuse to start; to start again, only complain."""
-        if not self._is_restart:
-            raise StartupError(reason)
-        self._complaints.tell(reason)
 
     def obey(self) -> None:
         """Follow pins, and let go of versions whose folders have left, as far as that takes no loading.
@@ -106,7 +92,7 @@ class Catalogue:
         For while `refresh` loads, which may take long: a rollback does not wait for it.
         """
         with suppress(BundleError, SettingsError):  # `refresh` complains
-            self._pins = self._policy.read_pins()
+            self._wishes.read_pins()
             for name in set(model_names(self._models)) & set(self._shelves.names()):
                 self._let_go(name, versions(self._models, name))
                 self._choose(name)
@@ -131,9 +117,7 @@ class Catalogue:
             if not names:
                 self._complaints.tell(f"{self._models}: no models any more, all stays as it is")
                 return
-            self._read_pins()
-            for name in sorted(set(self._pins) - set(names)):
-                self._complaints.tell(f"pinned model {name!r} is not here")
+            self._wishes.look_again(names)
             for name in sorted({*names, *self._shelves.names()}):
                 try:
                     there = versions(self._models, name)
@@ -219,23 +203,17 @@ class Catalogue:
 
     def _load_first(self, name: str) -> str:
         """Load the version that answers; return why there is none, or nothing. Raises StartupError for a pin."""
-        pin = self._pins.get(name)
         try:
             there = versions(self._models, name)
         except BundleError as error:
             return str(error)
-        if pin is not None and pin not in there:
-            found = ", ".join(map(str, there))
-            self._object(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
-        others = [] if pin is not None and not self._is_restart else reversed(there)
-        pinned = [version for version in there if version == pin]
-        wanted = dict.fromkeys([*pinned, *others])
-        reasons = [self._bring_up(name, version) for version in wanted if not self._shelves[name].ready()]
+        tries = self._wishes.tries(name, there)
+        reasons = [self._bring_up(name, version) for version in tries if not self._shelves[name].ready()]
         self._choose(name)
         return "" if self._shelves[name].ready() else next(iter(reasons), f"{self._models / name}: no versions")
 
     def _refresh_model(self, name: str, there: list[int], *, waits_for_whole: bool) -> None:
-        pin, shadow = self._pins.get(name), self._policy.shadows.get(name)
+        pin, shadow = self._wishes.pin(name), self._wishes.shadow(name)
         if self._shelves[name].ready() and not self._let_go(name, there):
             waits_for_whole = False  # all that answers has left
         stays: set[int] = set()
@@ -247,16 +225,8 @@ class Catalogue:
                 stays.add(version)
                 ready_count += version in self._shelves[name].ready()
         self._keep_only(name, stays | {version for version in there if version == self._shelves[name].answering})
-        if pin is not None and self._shelves[name].answering != pin and self._folder(name, pin) not in self._glimpses:
-            self._complaints.tell(
-                f"{name}: pinned to version {pin}, which cannot serve; {self._shelves[name].answering} does"
-            )
-        if shadow is not None and shadow.version == NEWEST and pin is None:
-            self._complaints.tell(
-                f"{name}: the newest version is to shadow what answers, and does itself; pin an older one"
-            )
-        if shadow is not None and shadow.version not in (NEWEST, *there):
-            self._complaints.tell(f"{name}: version {shadow.version} is to shadow it, and is not here")
+        may_come = pin is not None and self._folder(name, pin) in self._glimpses
+        self._wishes.complain(name, there, answering=self._shelves[name].answering, may_come=may_come)
 
     def _bring_up(self, name: str, version: int, *, waits_for_whole: bool = False) -> str:
         """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
@@ -312,13 +282,7 @@ class Catalogue:
 
     def _choose(self, name: str, *, among: Callable[[Shelf], Shelf] = lambda shelf: shelf) -> Shelf:
         """Choose what answers, of what is left of the shelf; return what the shelf was."""
-        before = self._shelves.change(name, lambda shelf: among(shelf).with_choice(self._pins.get(name)))
+        before = self._shelves.change(name, lambda shelf: among(shelf).with_choice(self._wishes.pin(name)))
         if self._shelves[name].answering != before.answering:
             log.info("answering version", model=name, version=self._shelves[name].answering, before=before.answering)
         return before
-
-    def _read_pins(self) -> None:
-        try:
-            self._pins = self._policy.read_pins()
-        except SettingsError as error:
-            self._complaints.tell(f"pins stay as they are: {error}")

@@ -20,9 +20,10 @@ from rich.console import Console
 from bundle.errors import CalotypeError
 from bundle.flags import spread
 from serving import bench as benchmark
+from serving.answers import Classification
 from serving.channel import Access
 from serving.cli_show import show_answers, show_measurement
-from serving.client import DEFAULT_ADDRESS, Classification, Client
+from serving.client import DEFAULT_ADDRESS, Client
 from serving.errors import ClientError, StartupError, UnreadableFileError
 from serving.memory import freeze_heap
 from serving.readings import DEFAULT_HTTP_ADDRESS, read, since_start

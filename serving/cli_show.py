@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from serving.answers import Classification
 from serving.bench import Measurement
-from serving.client import Classification
 
 
 def show_answers(images: list[Path], answers: list[Classification], *, as_json: bool) -> None:

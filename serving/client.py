@@ -8,14 +8,14 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import grpc
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
+from serving.answers import Classification, ModelInfo, read_classification, read_models
 from serving.channel import OPEN, Access
 from serving.errors import ClientError
 
@@ -58,56 +58,6 @@ _LONGEST_S: Final = 30 * 86_400.0
 Image = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One label of an answer; score is a calibrated probability, 0..1."""
-
-    index: int
-    label: str
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureError:
-    """Why one picture got no answer; `code` as in classifier.proto, such as "TRUNCATED"."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What one picture got: predictions, best first, or an error."""
-
-    predictions: tuple[Prediction, ...] = ()
-    unknown: bool = False  # unlike anything that the model was trained on
-    error: PictureError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classification:
-    """The results of one request, in the order of its pictures, and the model that gave them."""
-
-    results: tuple[Result, ...]
-    model: str
-    version: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """One version of one model, as the server describes it."""
-
-    name: str
-    version: str
-    state: str  # LOADING, READY, DRAINING or FAILED
-    reason: str
-    labels: tuple[str, ...]
-    provider: str
-    precision: str
-    digest: str
-    unknown_below: float  # similarity to the training pictures under which one is unknown, -1..1
-
-
 class Client:
     """A blocking client for one server; use as a context manager, or call `close`. Threads may share it."""
 
@@ -131,13 +81,14 @@ class Client:
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
         with _told(self._address):
             deadline_s = _deadline_s(timeout_s)
-            return _classification(self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
+            return read_classification(self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
 
     def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
         with _told(self._address):
             deadline_s = _deadline_s(timeout_s)
-            return _models(self._stub.ListModels(pb.ListModelsRequest(), timeout=deadline_s, metadata=self._metadata))
+            asking = pb.ListModelsRequest()
+            return read_models(self._stub.ListModels(asking, timeout=deadline_s, metadata=self._metadata))
 
     def close(self) -> None:
         """Close the connection."""
@@ -176,7 +127,7 @@ class AsyncClient:
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
         with self._told():
             deadline_s = _deadline_s(timeout_s)
-            return _classification(await self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
+            return read_classification(await self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
 
     async def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
@@ -184,7 +135,7 @@ class AsyncClient:
             asking = self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=_deadline_s(timeout_s), metadata=self._metadata
             )
-            return _models(await asking)
+            return read_models(await asking)
 
     async def close(self) -> None:
         """Close the connection; calls under way fail."""
@@ -248,50 +199,6 @@ def _told(address: str) -> Iterator[None]:
 
 def _closed(address: str) -> ClientError:
     return ClientError(f"{address}: CANCELLED: this client is closed; make another one", status="CANCELLED")
-
-
-class _Enum(Protocol):
-    """What protoc makes of an enum."""
-
-    def items(self) -> Sequence[tuple[str, int]]:
-        """Return names and numbers."""
-
-
-def enum_name(kind: _Enum, number: int) -> str:
-    """Return the name of an enum's value, or the number of one that a newer server knows."""
-    return next((name for name, value in kind.items() if value == number), str(number))
-
-
-def _classification(response: pb.ClassifyResponse) -> Classification:
-    results = tuple(_result(result) for result in response.results)
-    return Classification(results=results, model=response.model, version=response.version)
-
-
-def _result(result: pb.ImageResult) -> Result:
-    if result.HasField("error"):
-        code = enum_name(pb.ImageError.Code, result.error.code)
-        return Result(error=PictureError(code=code, message=result.error.message))
-    return Result(
-        predictions=tuple(Prediction(index=one.index, label=one.label, score=one.score) for one in result.predictions),
-        unknown=result.unknown,
-    )
-
-
-def _models(response: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
-    return tuple(
-        ModelInfo(
-            name=model.name,
-            version=model.version,
-            state=enum_name(pb.Model.State, model.state),
-            reason=model.reason,
-            labels=tuple(model.labels),
-            provider=model.provider,
-            precision=model.precision,
-            digest=model.digest,
-            unknown_below=model.unknown_below,
-        )
-        for model in response.models
-    )
 
 
 def _client_error(error: grpc.RpcError, address: str) -> ClientError:

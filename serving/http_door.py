@@ -7,16 +7,13 @@ the file system: the page is read once, from the package. Knows no grpc.
 import asyncio
 import json
 import math
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
 
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,8 +22,9 @@ from starlette.routing import Route
 from bundle.errors import CalotypeError, ImageError
 from serving.classifier import ServedModel
 from serving.dispatcher import Answers, Dispatcher
-from serving.errors import BodyTooLargeError, CallerGoneError, InvalidRequestError, TryLaterError, status_name
+from serving.errors import BodyTooLargeError, CallerGoneError, TryLaterError, status_name
 from serving.http_body import BodyReader
+from serving.http_question import Question
 from serving.metrics import Metrics
 from serving.page import page_routes
 from serving.shelves import Entry
@@ -42,39 +40,8 @@ HTTP_STATUS: Final = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-_MAX_TOP_K: Final = 2**32 - 1  # as in the proto
-_MAX_TIMEOUT_MS: Final = 3_600_000
 _NO_STORE: Final = {"cache-control": "no-store"}
-_PLAIN: Final = re.compile(r"[0-9.eE+-]+")
-Number = TypeVar("Number", int, float)
 Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a request asks beside its pictures."""
-
-    model: str = ""
-    version: str = ""
-    top_k: int = 0
-    min_score: float = 0.0
-    timeout_ms: int | None = None
-
-    @classmethod
-    def parse(cls, query: QueryParams, *, model: str) -> Self:
-        """Read the query of a URL. Raises InvalidRequestError."""
-        unknown = set(query) - {"version", "top_k", "min_score", "timeout_ms"}
-        if unknown:
-            raise InvalidRequestError(
-                f"query: found {min(unknown)[:32]!r}, wanted version, top_k, min_score or timeout_ms"
-            )
-        return cls(
-            model=model,
-            version=query.get("version", ""),
-            top_k=_number(query, "top_k", int, low=0, high=_MAX_TOP_K) or 0,
-            min_score=_number(query, "min_score", float, low=0, high=1) or 0.0,
-            timeout_ms=_number(query, "timeout_ms", int, low=1, high=_MAX_TIMEOUT_MS),
-        )
 
 
 class HttpDoor:
@@ -167,19 +134,6 @@ async def _unless_gone(request: Request, answering: Coroutine[None, None, Outcom
     finally:
         answer.cancel()
         gone.cancel()
-
-
-def _number(query: QueryParams, name: str, kind: type[Number], *, low: int, high: int) -> Number | None:
-    """Return what a query says, or nothing. Raises InvalidRequestError."""
-    texts = query.getlist(name)
-    if not texts:
-        return None
-    with suppress(ValueError):
-        value = kind(texts[0] if _PLAIN.fullmatch(texts[0]) else "")  # Python takes 1_0 and digits of any script
-        if low <= value <= high and len(texts) == 1:
-            return value
-    wanted = "a whole number " if kind is int else ""
-    raise InvalidRequestError(f"{name}: found {', '.join(texts)[:32]!r}, wanted {wanted}{low}..{high}, once")
 
 
 def _answer_record(answers: Answers, question: Question) -> dict[str, object]:

@@ -17,6 +17,7 @@ from serving.stages import Tracing
 
 HEADER: Final = "x-request-id"
 _GOOD_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")  # nothing that could forge a log line
+_NUMBERS: Final = random.Random()  # noqa: S311 -- names, no secrets; our own: who seeds the module's would repeat them
 _SECURITY_HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -29,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 def begin_request(given: str) -> str:
     """Name the request that the current task answers: the caller's id where it is usable, else 16 random hex digits."""
-    identity = given if _GOOD_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    identity = given if _GOOD_ID.fullmatch(given) else f"{_NUMBERS.getrandbits(64):016x}"
     unbind_contextvars("caller")  # of a request before it on one connection of HTTP, whose task began this one's
     bind_contextvars(request_id=identity)
     return identity

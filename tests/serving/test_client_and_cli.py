@@ -15,8 +15,9 @@ import tiny_bundle
 from test_process import ENVIRONMENT, port, process
 
 from protos import classifier_pb2 as pb
+from serving.answers import enum_name
 from serving.bench import percentile
-from serving.client import _OPTIONS, AsyncClient, Client, enum_name
+from serving.client import _OPTIONS, AsyncClient, Client
 from serving.errors import ClientError, SettingsError
 from serving.settings import ServerSettings
 

@@ -12,6 +12,7 @@ import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from inference_door import CROP, LABELS, SETTINGS, best, pixels, request, scene_with
+from one_thread import most_at_once
 from running import Running, counted, plain_channel, until
 
 from protos import open_inference_pb2 as pb
@@ -338,28 +339,11 @@ def test_statistics_and_versions_are_those_of_one_model_and_one_version(models):
         assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="shades")).versions) == ["1"]
 
 
-def test_statistics_are_read_by_one_thread_at_a_time_also_when_callers_go(models, monkeypatch):
+def test_statistics_are_read_by_one_thread_at_a_time_also_when_callers_go(monkeypatch):
     """A thread goes on when its caller has gone: those who come and go would fill the pool."""
-    may_read, reading, most = threading.Event(), [], []
 
-    def read(_, versions):
-        reading.append(versions)
-        most.append(len(reading))
-        assert may_read.wait(20)
-        reading.pop()
-        return []
-
-    monkeypatch.setattr("serving.open_inference.read_statistics", read)
-
-    async def main():
+    def ask():
         service = InferenceService(None, None, max_images_per_request=1, is_serving=bool)
-        calls = [asyncio.create_task(service._read_statistics([])) for _ in range(2)]
-        while not reading:  # noqa: ASYNC110 -- a thread tells
-            await asyncio.sleep(0.001)
-        calls[0].cancel()
-        assert not (await asyncio.wait(calls, timeout=0.05))[0]  # the other would have begun by then
-        may_read.set()
-        assert await calls[1] == []
+        return lambda number: service._read_statistics([("colours", number)])
 
-    asyncio.run(main())
-    assert most == [1, 1]
+    assert most_at_once(monkeypatch, "serving.open_inference.read_statistics", ask) == [1, 1]

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from one_thread import most_at_once
 
 from protos import classifier_pb2, open_inference_pb2
 from serving import packed
@@ -103,25 +104,9 @@ def test_nothing_after_the_end_is_lost_in_silence(pack):
 
 def test_a_message_whose_caller_has_gone_is_unpacked_alone_too(monkeypatch):
     """Its thread goes on: callers who come and go would fill the pool."""
-    may_go, inside, most = threading.Event(), [], []
 
-    def slowly(message, max_bytes):
-        inside.append(message)
-        most.append(len(inside))
-        assert may_go.wait(20)
-        inside.pop()
-        return message
-
-    async def scene():
+    def ask():
         unpacker = Unpacker(LIMIT)
-        gone, there = (asyncio.create_task(unpacker.unpack(bytes([number]))) for number in range(2))
-        while not inside:  # noqa: ASYNC110 -- a thread tells
-            await asyncio.sleep(0.001)
-        gone.cancel()
-        assert not (await asyncio.wait({gone, there}, timeout=0.05))[0]
-        may_go.set()
-        assert await there == b"\x01"
+        return lambda number: unpacker.unpack(bytes([number]))
 
-    monkeypatch.setattr(packed, "unpack", slowly)
-    asyncio.run(scene())
-    assert most == [1, 1]
+    assert most_at_once(monkeypatch, "serving.packed.unpack", ask) == [1, 1]
