@@ -26,7 +26,7 @@ from serving.errors import NotReadyError, ServingError, attempt
 from serving.observer import Observer
 from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, give_way
-from serving.ticket import Ticket, past_deadline
+from serving.ticket import Awaited, Ticket, past_deadline
 from serving.waiting import Item, Share, Waiting, without_gone
 
 _LEAVE_S: Final = 5.0  # for threads that have nothing to do
@@ -68,6 +68,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._preparing = 0
         self._idle = 0
         self._admission = Admission(limits, self._occupancy.encoded)
+        self._some_have_gone = threading.Event()
         self._is_closing = False
         self._threads: list[threading.Thread] = []
 
@@ -102,7 +103,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         """
         now = self._clock()
         tickets: list[Ticket[Answer]] = [
-            Ticket(future=Future(), size_bytes=size_bytes, deadline=deadline, admitted=now)
+            Ticket(future=Awaited(self._some_have_gone.set), size_bytes=size_bytes, deadline=deadline, admitted=now)
             for size_bytes in sizes_bytes
         ]
         with self._lock:
@@ -136,6 +137,9 @@ class Batcher(Generic[Payload, Row, Answer]):
             admit()
 
     def _forget_gone(self) -> int:
+        if not self._some_have_gone.is_set():  # under overload every refusal comes here, and looks at all that waits
+            return 0
+        self._some_have_gone.clear()
         self._incoming, gone = without_gone(self._incoming, lambda entry: entry[0])
         gone += self._ready.forget_gone()
         for ticket in gone:

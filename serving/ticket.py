@@ -1,11 +1,27 @@
 """What a queued item keeps from admission to its answer, and how it ends without one."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, NamedTuple, TypeVar
 
 from serving.errors import DeadlineExceededError
 
 Answer = TypeVar("Answer")
+
+
+class Awaited(Future[Answer]):
+    """A future that tells when its caller has gone."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_cancel = on_cancel
+
+    def cancel(self) -> bool:
+        """See Future."""
+        is_cancelled = super().cancel()
+        if is_cancelled:
+            self._on_cancel()
+        return is_cancelled
 
 
 class Ticket(NamedTuple, Generic[Answer]):
