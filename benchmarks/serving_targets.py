@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -44,6 +45,20 @@ class Target:
     wanted: float
     is_least: bool  # wanted is the least, not the most, that will do
     unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What one server showed; the loads' figures are those of `serving bench`."""
+
+    many: dict[str, float]  # 16 callers
+    few: dict[str, float]  # 4
+    one: dict[str, float]
+    over: dict[str, float]  # open loop at twice what 16 callers got
+    hurried: dict[str, float]  # the same, each with DEADLINE_S
+    best: list[int]  # index of the best label, picture by picture
+    first_answer_s: float
+    resident_mb: float  # after twice capacity
 
 
 TARGETS: Final = {
@@ -91,59 +106,74 @@ def _round(
     model: Path, paths: Sequence[Path], *, variants: Sequence[str], seconds: float
 ) -> Iterator[tuple[str, float]]:
     plain = _in_process("plain", model, paths, seconds=seconds, threads=CORES)
+    yield "seen plain practice pictures/s", plain["pictures_per_s"]
     for variant in variants:
-        options = ("--variant", variant)
-        ceiling = max(
-            (
-                _in_process("ceiling", model, paths, *options, seconds=seconds / 2, threads=CORES, batch=batch)
-                for batch in (1, 4)
-            ),
-            key=lambda figures: float(figures["pictures_per_s"]),
-        )
-        bare = _in_process("ceiling", model, paths, *options, seconds=seconds / 2)
-        wide = _in_process(
-            "ceiling", model, paths, *options, "--intra-op-threads", str(CORES), seconds=seconds / 2
-        )  # one picture at a time on every core
-        serving = ("--variant", variant, "--default-model", model.parent.name)
-        began = time.monotonic()
-        with running_server(model.parent.parent, *serving) as server:
-            _best_labels(server, paths[:1])
-            first_answer_s = time.monotonic() - began
-            load(server, paths, "--concurrency", "16", seconds=1.0)  # warms up, as the ceiling does
-            many = load(server, paths, "--concurrency", "16", seconds=seconds)
-            few = load(server, paths, "--concurrency", "4", seconds=seconds)
-            one = load(server, paths, "--concurrency", "1", seconds=seconds)
-            best = _best_labels(server, paths)
-            twice = ("--rate", str(2 * many["pictures_per_s"]))
-            over = load(server, paths, *twice, seconds=seconds)
-            resident_mb = server.resident_mb()
-            hurried = load(server, paths, *twice, "--timeout", str(DEADLINE_S), seconds=seconds)
-        equal = sum(here == there for here, there in zip(best, plain["best"], strict=True))
+        ceiling, bare, wide = _ceilings(model, paths, variant=variant, seconds=seconds / 2)
+        served = _serve(model, paths, variant=variant, seconds=seconds)
+        many, one = served.many, served.one
+        equal = sum(here == there for here, there in zip(served.best, plain["best"], strict=True))
         yield f"ceiling cpu {variant}", ceiling["cpu_ms_per_picture"] / many["cpu_ms_per_picture"]
         yield f"ceiling rate {variant}", many["pictures_per_s"] / ceiling["pictures_per_s"]
         yield f"bare p50 {variant}", one["p50_ms"] - bare["p50_ms"]
         yield f"p50 {variant}", one["p50_ms"] - min(bare["p50_ms"], wide["p50_ms"])
         yield f"plain {variant}", many["pictures_per_s"] / plain["pictures_per_s"]
         yield f"agreement {variant}", equal / len(paths)
-        yield f"seen {variant} pictures/s at 16", many["pictures_per_s"]
-        yield f"seen {variant} pictures/s at 4", few["pictures_per_s"]
-        yield f"seen {variant} p50 ms at 1", one["p50_ms"]
         yield f"seen {variant} ceiling p50 ms, one thread", bare["p50_ms"]
         yield f"seen {variant} ceiling p50 ms, every core", wide["p50_ms"]
-        yield f"seen {variant} p99 ms at 16", many["p99_ms"]
-        yield f"seen {variant} server CPU ms a picture", many["cpu_ms_per_picture"]
-        yield f"seen {variant} load generator CPU ms a picture", many["load_cpu_ms_per_picture"]
         yield f"seen {variant} ceiling pictures/s", ceiling["pictures_per_s"]
-        yield f"seen {variant} accepted p99 ms at twice capacity", over["p99_ms"]
-        share = hurried["pictures_per_s"] / many["pictures_per_s"]
-        yield f"seen {variant} goodput at twice capacity with {DEADLINE_S} s each, of the peak", share
-        yield f"seen {variant} resident MB after twice capacity", resident_mb
+        yield from _seen(served, variant=variant)
         if variant == "fp32":
-            yield "goodput", over["pictures_per_s"] / many["pictures_per_s"]
-            yield "refusal", over["refused_p99_ms"] or 0.0
-            yield "start", first_answer_s
-            yield "resident", resident_mb
-    yield "seen plain practice pictures/s", plain["pictures_per_s"]
+            yield "goodput", served.over["pictures_per_s"] / many["pictures_per_s"]
+            yield "refusal", served.over["refused_p99_ms"] or 0.0
+            yield "start", served.first_answer_s
+            yield "resident", served.resident_mb
+
+
+def _ceilings(model: Path, paths: Sequence[Path], *, variant: str, seconds: float) -> list[dict[str, Any]]:
+    """Return the best plan's figures for many pictures, and one picture at a time on one thread and on every core."""
+    measure = partial(_in_process, "ceiling", model, paths, "--variant", variant, seconds=seconds)
+    many = [measure(threads=CORES, batch=batch) for batch in (1, 4)]
+    best = max(many, key=lambda figures: float(figures["pictures_per_s"]))
+    return [best, measure(), measure("--intra-op-threads", str(CORES))]
+
+
+def _serve(model: Path, paths: Sequence[Path], *, variant: str, seconds: float) -> Served:
+    began = time.monotonic()
+    options = ("--variant", variant, "--default-model", model.parent.name)
+    with running_server(model.parent.parent, *options) as server:
+        _best_labels(server, paths[:1])
+        first_answer_s = time.monotonic() - began
+        load(server, paths, "--concurrency", "16", seconds=1.0)  # warms up, as the ceiling does
+        many, few, one = (load(server, paths, "--concurrency", count, seconds=seconds) for count in ("16", "4", "1"))
+        best = _best_labels(server, paths)
+        twice = ("--rate", str(2 * many["pictures_per_s"]))
+        over = load(server, paths, *twice, seconds=seconds)
+        resident_mb = server.resident_mb()
+        hurried = load(server, paths, *twice, "--timeout", str(DEADLINE_S), seconds=seconds)
+    return Served(
+        many=many,
+        few=few,
+        one=one,
+        over=over,
+        hurried=hurried,
+        best=best,
+        first_answer_s=first_answer_s,
+        resident_mb=resident_mb,
+    )
+
+
+def _seen(served: Served, *, variant: str) -> Iterator[tuple[str, float]]:
+    many = served.many
+    share = served.hurried["pictures_per_s"] / many["pictures_per_s"]
+    yield f"seen {variant} pictures/s at 16", many["pictures_per_s"]
+    yield f"seen {variant} pictures/s at 4", served.few["pictures_per_s"]
+    yield f"seen {variant} p50 ms at 1", served.one["p50_ms"]
+    yield f"seen {variant} p99 ms at 16", many["p99_ms"]
+    yield f"seen {variant} server CPU ms a picture", many["cpu_ms_per_picture"]
+    yield f"seen {variant} load generator CPU ms a picture", many["load_cpu_ms_per_picture"]
+    yield f"seen {variant} accepted p99 ms at twice capacity", served.over["p99_ms"]
+    yield f"seen {variant} goodput at twice capacity with {DEADLINE_S} s each, of the peak", share
+    yield f"seen {variant} resident MB after twice capacity", served.resident_mb
 
 
 def _in_process(

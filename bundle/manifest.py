@@ -6,6 +6,7 @@ found and what was wanted. The part of it that decides an answer is `contract`.
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -188,57 +189,52 @@ def _check_format_version(text: str | bytes, source: str) -> None:
 
 
 def _check_consistency(manifest: Manifest, source: str) -> None:
-    contract = manifest.contract
-    class_count, spec = len(contract.labels), contract.preprocess
-    problems = [
-        (len(set(contract.labels)) != class_count, "contract.labels: found a label twice, wanted each once"),
-        (
-            not (1 <= spec.crop_px <= spec.resize_px <= 4096),
-            f"contract.preprocess: found crop_px {spec.crop_px} and resize_px {spec.resize_px}, "
-            "wanted 1 <= crop_px <= resize_px <= 4096",
-        ),
-        (any(not 0 <= value <= 1 for value in contract.mean), f"contract.mean: found {contract.mean}, wanted 0..1"),
-        (any(not 0 < value <= 1 for value in contract.std), f"contract.std: found {contract.std}, wanted 0..1, not 0"),
-        (contract.input != IMAGES, f"contract.input: found {contract.input}, wanted {IMAGES}"),
-        (contract.output != LOGITS, f"contract.output: found {contract.output}, wanted {LOGITS}"),
-        (
-            contract.similarity != SIMILARITY,
-            f"contract.similarity: found {contract.similarity}, wanted {SIMILARITY}",
-        ),
-        (not (manifest.variants or manifest.twins), "variants and twins: found none, wanted at least one model file"),
-        (
-            len({variant.precision for variant in manifest.variants}) != len(manifest.variants),
-            "variants: found a precision twice, wanted each once",
-        ),
-        (
-            len({candidate.name for candidate in manifest.candidates}) != len(manifest.candidates),
-            "candidates: found a name twice, wanted each once",
-        ),
-        (
-            len({picture.file for picture in manifest.golden}) != len(manifest.golden),
-            "golden: found a file twice, wanted each once",
-        ),
-        (not manifest.golden, "golden: found none, wanted at least one picture"),
-        (
-            any(picture.label not in contract.labels for picture in manifest.golden),
-            "golden: found a label that contract.labels does not list",
-        ),
-    ]
-    problems += [
-        (
-            [len(row) for row in variant.golden_logits] != [class_count] * len(manifest.golden)
-            or not all(math.isfinite(value) for row in variant.golden_logits for value in row),
-            f"variants.{variant.precision}.golden_logits: wanted {len(manifest.golden)} rows of {class_count} numbers",
-        )
-        for variant in manifest.variants
-    ]
-    problems += [
-        (
-            len(variant.golden_similarity) != len(manifest.golden),
-            f"variants.{variant.precision}.golden_similarity: wanted {len(manifest.golden)} numbers",
-        )
-        for variant in manifest.variants
-    ]
-    for is_wrong, text in problems:
+    for is_wrong, text in (*_in_contract(manifest.contract), *_in_lists(manifest), *_in_golden_answers(manifest)):
         if is_wrong:
             raise BundleError(f"{source}: {text}; export the bundle again")
+
+
+def _in_contract(contract: Contract) -> Iterator[tuple[bool, str]]:
+    spec = contract.preprocess
+    yield len(set(contract.labels)) != len(contract.labels), "contract.labels: found a label twice, wanted each once"
+    yield (
+        not (1 <= spec.crop_px <= spec.resize_px <= 4096),
+        f"contract.preprocess: found crop_px {spec.crop_px} and resize_px {spec.resize_px}, "
+        "wanted 1 <= crop_px <= resize_px <= 4096",
+    )
+    yield any(not 0 <= value <= 1 for value in contract.mean), f"contract.mean: found {contract.mean}, wanted 0..1"
+    yield any(not 0 < value <= 1 for value in contract.std), f"contract.std: found {contract.std}, wanted 0..1, not 0"
+    yield contract.input != IMAGES, f"contract.input: found {contract.input}, wanted {IMAGES}"
+    yield contract.output != LOGITS, f"contract.output: found {contract.output}, wanted {LOGITS}"
+    yield contract.similarity != SIMILARITY, f"contract.similarity: found {contract.similarity}, wanted {SIMILARITY}"
+
+
+def _in_lists(manifest: Manifest) -> Iterator[tuple[bool, str]]:
+    yield not (manifest.variants or manifest.twins), "variants and twins: found none, wanted at least one model file"
+    yield not manifest.golden, "golden: found none, wanted at least one picture"
+    yield (
+        any(picture.label not in manifest.contract.labels for picture in manifest.golden),
+        "golden: found a label that contract.labels does not list",
+    )
+    names: dict[str, Sequence[str]] = {
+        "variants: found a precision": [variant.precision for variant in manifest.variants],
+        "candidates: found a name": [candidate.name for candidate in manifest.candidates],
+        "golden: found a file": [picture.file for picture in manifest.golden],
+    }
+    for found, listed in names.items():
+        yield len(set(listed)) != len(listed), f"{found} twice, wanted each once"
+
+
+def _in_golden_answers(manifest: Manifest) -> Iterator[tuple[bool, str]]:
+    class_count, picture_count = len(manifest.contract.labels), len(manifest.golden)
+    for variant in manifest.variants:
+        place = f"variants.{variant.precision}"
+        yield (
+            [len(row) for row in variant.golden_logits] != [class_count] * picture_count
+            or not all(math.isfinite(value) for row in variant.golden_logits for value in row),
+            f"{place}.golden_logits: wanted {picture_count} rows of {class_count} numbers",
+        )
+        yield (
+            len(variant.golden_similarity) != picture_count,
+            f"{place}.golden_similarity: wanted {picture_count} numbers",
+        )

@@ -43,7 +43,7 @@ def load_model(
 
     A planner measures how many threads do what where the settings leave that open; without one, the rule decides.
     `occupancy` is that of all models of this process.
-    Raises BundleError where the folder or an answer is not what was exported or not signed by who it must be,
+    Raises BundleError where the folder or an answer is not what was exported, or not signed by who it must be, and
     ProviderError for a missing provider.
     """
     bundle = _load_bundle(folder, settings)
@@ -57,21 +57,25 @@ def load_model(
     batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
+    _tell(served, plan, lone_threads=plan.lone_threads if lone else plan.intra_op_threads, difference=proved.difference)
+    return served
+
+
+def _tell(served: ServedModel, plan: Plan, *, lone_threads: int, difference: float) -> None:
     log.info(
         "model ready",
-        model=contract.name,
-        version=contract.version,
+        model=served.contract.name,
+        version=served.contract.version,
         provider=served.provider,
         precision=served.precision,
         instances=plan.instances,
         intra_op_threads=plan.intra_op_threads,
-        lone_threads=plan.lone_threads if lone else plan.intra_op_threads,
+        lone_threads=lone_threads,
         decode_threads=plan.decode_threads,
         max_batch=plan.max_batch,
         max_run=plan.max_run,
-        golden_difference=f"{proved.difference:.1e}",
+        golden_difference=f"{difference:.1e}",
     )
-    return served
 
 
 def _open_proved(bundle: Bundle, settings: ServerSettings) -> golden.Proved:

@@ -46,13 +46,20 @@ class Metrics:
         self.exposed = self._exposed()  # what /metrics tells
         self.owners: dict[tuple[str, str], tuple[Observer, str]] = {}  # version to who publishes it, and its digest
         self._gone: dict[str, deque[str]] = {}  # versions by model, the newest last
-        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
-        seconds = partial(histogram, labelnames=_MODEL, buckets=_SECONDS)
+        self._add_requests()
+        self._add_stages()
+        self._add_versions()
+        self._add_answers()
 
+    def _add_requests(self) -> None:
+        counter = partial(Counter, registry=self.registry)
         self.requests = counter("calotype_requests", "Requests by outcome.", ("door", "model", "status"))
-        self.request_seconds = histogram(
-            "calotype_request_seconds", "From request to answer.", ("door", "model"), buckets=_SECONDS
+        self.request_seconds = Histogram(
+            "calotype_request_seconds",
+            "From request to answer.",
+            ("door", "model"),
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.answered = counter("calotype_answered", "Requests of which every picture got a verdict.", _MODEL)
         self.answered_seconds = counter(
@@ -72,6 +79,10 @@ class Metrics:
         )
         for reason in ("token", "rate"):
             self.turned_away.labels(reason)  # 0 from the start, so that the first one is a rise
+
+    def _add_stages(self) -> None:
+        histogram = partial(Histogram, registry=self.registry)
+        seconds = partial(histogram, labelnames=_MODEL, buckets=_SECONDS)
         self.queue_seconds = seconds("calotype_queue_seconds", "From admission until a thread takes the picture.")
         self.decode_seconds = seconds("calotype_decode_seconds", "From encoded bytes to RGB.")
         self.preprocess_seconds = seconds("calotype_preprocess_seconds", "From RGB to model input.")
@@ -79,6 +90,9 @@ class Metrics:
         self.batch_size = histogram(
             "calotype_batch_size", "Pictures that one instance took together.", (*_MODEL, "closing"), buckets=_SIZES
         )
+
+    def _add_versions(self) -> None:
+        gauge = partial(Gauge, registry=self.registry)
         self.queue_pictures = gauge(
             "calotype_queue_pictures", "Pictures that wait.", _MODEL, multiprocess_mode="livesum"
         )
@@ -89,7 +103,12 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.serving = gauge("calotype_serving", "How many workers say SERVING.", multiprocess_mode="livesum")
-        self.load_failures = counter("calotype_model_load_failures", "Versions that were refused.", ("model",))
+        self.load_failures = Counter(
+            "calotype_model_load_failures", "Versions that were refused.", ("model",), registry=self.registry
+        )
+
+    def _add_answers(self) -> None:
+        counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
         self.shadow = counter(
             "calotype_shadow",
             "Pictures that a candidate also saw: same or different best label, dropped, failed.",

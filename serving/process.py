@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ import structlog
 import uvloop
 
 from serving.catalogue import Catalogue
+from serving.classifier import ServedModel
 from serving.endings import ending_signals
 from serving.errors import StartupError
 from serving.loading import load_model
@@ -54,14 +56,10 @@ async def _main(
 ) -> None:
     started = time.monotonic()
     stop = _stop_on_signal(exits_at_second=settings.workers == 1)
-    metrics, planner, occupancy = (
-        Metrics(),
-        Planner(),
-        Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes),
-    )
+    metrics, planner = Metrics(), Planner()
     catalogue = Catalogue(
         models,
-        lambda folder: load_model(folder, settings, metrics=metrics, planner=planner, occupancy=occupancy),
+        _loader(settings, metrics=metrics, planner=planner),
         default_model=settings.default_model,
         usual_model=usual_model,
         is_restart=is_restart,
@@ -80,13 +78,8 @@ async def _main(
     if not stop.is_set():
         planner.stop_measuring()
         await server.say_serving()
-        log.info(
-            "SERVING",
-            port=server.port,
-            http_port=server.http_port,
-            seconds=round(time.monotonic() - started, 2),
-            pid=os.getpid(),
-        )
+        seconds = round(time.monotonic() - started, 2)
+        log.info("SERVING", port=server.port, http_port=server.http_port, seconds=seconds, pid=os.getpid())
         on_serving()
     returning = asyncio.create_task(keep_returning_memory())
     await stop.wait()
@@ -98,6 +91,12 @@ async def _main(
     log.info("stopped")
     if not has_ended:  # the interpreter would wait for the thread
         os._exit(0)
+
+
+def _loader(settings: ServerSettings, *, metrics: Metrics, planner: Planner) -> Callable[[Path], ServedModel]:
+    """Return what makes a folder a model that answers, beside others of this process."""
+    occupancy = Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes)
+    return partial(load_model, settings=settings, metrics=metrics, planner=planner, occupancy=occupancy)
 
 
 async def _unless_stopped(starting: Coroutine[None, None, None], stop: asyncio.Event) -> None:

@@ -71,21 +71,7 @@ class Server:
         self._address = Address.parse(settings.address)
         self._http_address = None if settings.http_address == "off" else self._address.beside(settings.http_address)
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
-        open_services = (health.SERVICE_NAME,) if settings.open_health else ()  # probes carry no token
-        self._rpcs = Rpcs(
-            self._gate,
-            arrivals=Arrivals(
-                allowed_bytes=settings.memory_bytes,
-                max_message_bytes=settings.max_message_bytes,
-                on_refusal=self._count_refusal,
-            ),
-            unpacker=Unpacker(settings.max_message_bytes),
-            max_fields=_FIELDS + _FIELDS_A_PICTURE * settings.max_images_per_request,
-            open_services=open_services,
-            check_room=self._check_room,
-            on_refusal=self._count_refusal,
-            tracing=tracing,
-        )
+        self._rpcs = self._make_rpcs(tracing)
         self._grpc = grpc.aio.server(options=connection_options(settings), handlers=(self._rpcs,))
         self._dispatcher = Dispatcher(
             catalogue,
@@ -191,6 +177,24 @@ class Server:
         await self._grpc.stop(0)
         await self._http.stop()
         await asyncio.to_thread(self._catalogue.close, 0.0)
+
+    def _make_rpcs(self, tracing: Tracing | None) -> Rpcs:
+        settings = self._settings
+        arrivals = Arrivals(
+            allowed_bytes=settings.memory_bytes,
+            max_message_bytes=settings.max_message_bytes,
+            on_refusal=self._count_refusal,
+        )
+        return Rpcs(
+            self._gate,
+            arrivals=arrivals,
+            unpacker=Unpacker(settings.max_message_bytes),
+            max_fields=_FIELDS + _FIELDS_A_PICTURE * settings.max_images_per_request,
+            open_services=(health.SERVICE_NAME,) if settings.open_health else (),  # probes carry no token
+            check_room=self._check_room,
+            on_refusal=self._count_refusal,
+            tracing=tracing,
+        )
 
     def _make_http(self, metrics: Metrics, tracing: Tracing | None) -> HttpServer:
         settings = self._settings

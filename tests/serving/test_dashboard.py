@@ -70,7 +70,7 @@ def exposition(tmp_path_factory):
         held.let_go.set()
         await first
         await asking("/v1/classify", **form(RED, b"no picture", tiny_bundle.picture("blue")))
-        catalogue, value = server._dispatcher.catalogue, server._dispatcher._metrics.registry.get_sample_value
+        catalogue, value = server._dispatcher.catalogue, server._metrics.registry.get_sample_value
         await until(lambda: catalogue.candidate("colours", 2))
         await asking("/v1/classify", body=RED)
         await until(lambda: value("calotype_shadow_difference_count", {"model": "colours", "version": "2"}))

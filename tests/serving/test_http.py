@@ -372,7 +372,7 @@ def test_the_pictures_of_a_caller_who_goes_away_leave_the_queue(models):
         return status, waiting
 
     def depth(server):
-        return server._dispatcher._metrics.registry.get_sample_value("calotype_queue_pictures", COLOURS)
+        return server._metrics.registry.get_sample_value("calotype_queue_pictures", COLOURS)
 
     answered, value = serve(models, scene, wrap=held.around)
     assert answered == (200, 1)
