@@ -70,21 +70,21 @@ async def measure(images: Sequence[bytes], load: Load) -> Measurement:
     async with load.access.async_channel(load.address, _OPTIONS) as channel:
         call: Call = channel.unary_unary(_METHOD, None, None)
         record, started, cpu_started = _Record(), time.perf_counter(), time.process_time()
-        await (_open_loop if load.rate else _closed_loop)(call, requests, load, record)
+        await (_open_loop if load.rate else _closed_loop)(call, requests, load=load, record=record)
         return _summary(record, time.perf_counter() - started, cpu_s=time.process_time() - cpu_started)
 
 
-async def _closed_loop(call: Call, requests: Sequence[bytes], load: Load, record: _Record) -> None:
+async def _closed_loop(call: Call, requests: Sequence[bytes], *, load: Load, record: _Record) -> None:
     numbers, until = count(), time.perf_counter() + load.seconds
 
     async def caller() -> None:
         while time.perf_counter() < until and not _is_last(number := next(numbers), load):
-            await _send(call, requests[number % len(requests)], load, record, due=time.perf_counter())
+            await _send(call, requests[number % len(requests)], load=load, record=record, due=time.perf_counter())
 
     await asyncio.gather(*(caller() for _ in range(load.concurrency)))
 
 
-async def _open_loop(call: Call, requests: Sequence[bytes], load: Load, record: _Record) -> None:
+async def _open_loop(call: Call, requests: Sequence[bytes], *, load: Load, record: _Record) -> None:
     arrivals, due = random.Random(load.seed), time.perf_counter()  # noqa: S311 -- a workload, not a secret
     until = due + load.seconds
     async with asyncio.TaskGroup() as calls:
@@ -93,10 +93,10 @@ async def _open_loop(call: Call, requests: Sequence[bytes], load: Load, record: 
             if due >= until or _is_last(number, load):
                 break
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            calls.create_task(_send(call, requests[number % len(requests)], load, record, due=due))
+            calls.create_task(_send(call, requests[number % len(requests)], load=load, record=record, due=due))
 
 
-async def _send(call: Call, request: bytes, load: Load, record: _Record, *, due: float) -> None:
+async def _send(call: Call, request: bytes, *, load: Load, record: _Record, due: float) -> None:
     try:
         answer = pb.ClassifyResponse.FromString(
             await call(request, timeout=load.timeout_s, metadata=load.access.metadata())

@@ -36,19 +36,19 @@ def usable_memory_bytes() -> int:
 
 def cpu_quota(root: Path, *, membership: str = "") -> float | None:
     """Return the CPU quota in cores; None where there is none. `membership` is the text of /proc/self/cgroup."""
-    return _tightest(root, membership, "cpu", read_v1=_quota_v1, read_v2=_quota_v2)
+    return _tightest(root, membership, controller="cpu", read_v1=_quota_v1, read_v2=_quota_v2)
 
 
 def memory_limit(root: Path, *, membership: str = "") -> int | None:
     """Return the memory limit in bytes; None where there is none. `membership` is the text of /proc/self/cgroup."""
-    return _tightest(root, membership, "memory", read_v1=_memory_v1, read_v2=_memory_v2)
+    return _tightest(root, membership, controller="memory", read_v1=_memory_v1, read_v2=_memory_v2)
 
 
 def _tightest(
     root: Path,
     membership: str,
-    controller: str,
     *,
+    controller: str,
     read_v1: Callable[[Path], Number | None],
     read_v2: Callable[[Path], Number | None],
 ) -> Number | None:

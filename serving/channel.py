@@ -70,7 +70,7 @@ class Access:
         try:
             context = ssl.create_default_context(cafile=self.tls_ca)
             if self.tls_cert and self.tls_key:
-                load_pair(context, self.tls_cert, self.tls_key)
+                load_pair(context, cert=self.tls_cert, key=self.tls_key)
         except OSError as error:  # ssl's own errors are OSErrors
             names = ", ".join(str(path) for path in (self.tls_ca, self.tls_cert, self.tls_key) if path)
             raise SettingsError(f"{names}: {reason(error)}; wanted PEM files") from error

@@ -98,7 +98,9 @@ class Dispatcher:
         with self._counted(door, picture_count=picture_count) as course, traced as trace:
             self._check(images)
             deadline = course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
-            served, futures = self._submit(images, model, version, course=course, deadline=deadline, trace=trace)
+            served, futures = self._submit(
+                images, model, version=version, course=course, deadline=deadline, trace=trace
+            )
             await all_done(futures, deadline=deadline)
             course.outcomes = tuple([_outcome(future) for future in futures])
             if all_or_none:
@@ -113,8 +115,8 @@ class Dispatcher:
         self,
         images: Sequence[Payload],
         model: str,
-        version: str,
         *,
+        version: str,
         course: _Course,
         deadline: float | None,
         trace: RequestTrace | None,

@@ -26,8 +26,8 @@ class Greetings:
         self,
         listeners: Sequence[socket.socket],
         context: ssl.SSLContext,
-        make: Callable[[], asyncio.Protocol],
         *,
+        make: Callable[[], asyncio.Protocol],
         is_full: Callable[[int], bool],
     ) -> None:
         self._listeners = listeners

@@ -139,13 +139,13 @@ async def _unless_gone(request: Request, answering: Coroutine[None, None, Outcom
 def _answer_record(answers: Answers, question: Question) -> dict[str, object]:
     contract = answers.model.contract
     return {
-        "results": [_result_record(outcome, answers.model, question) for outcome in answers.outcomes],
+        "results": [_result_record(outcome, answers.model, question=question) for outcome in answers.outcomes],
         "model": contract.name,
         "version": str(contract.version),
     }
 
 
-def _result_record(outcome: Verdict | ImageError, model: ServedModel, question: Question) -> dict[str, object]:
+def _result_record(outcome: Verdict | ImageError, model: ServedModel, *, question: Question) -> dict[str, object]:
     if isinstance(outcome, ImageError):
         return {"error": {"code": outcome.code, "message": str(outcome)}}
     ranked = model.rank(outcome.scores, top_k=question.top_k, min_score=question.min_score)

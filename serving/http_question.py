@@ -36,13 +36,13 @@ class Question:
         return cls(
             model=model,
             version=query.get("version", ""),
-            top_k=_number(query, "top_k", int, low=0, high=_MAX_TOP_K) or 0,
-            min_score=_number(query, "min_score", float, low=0, high=1) or 0.0,
-            timeout_ms=_number(query, "timeout_ms", int, low=1, high=_MAX_TIMEOUT_MS),
+            top_k=_number(query, "top_k", kind=int, low=0, high=_MAX_TOP_K) or 0,
+            min_score=_number(query, "min_score", kind=float, low=0, high=1) or 0.0,
+            timeout_ms=_number(query, "timeout_ms", kind=int, low=1, high=_MAX_TIMEOUT_MS),
         )
 
 
-def _number(query: QueryParams, name: str, kind: type[Number], *, low: int, high: int) -> Number | None:
+def _number(query: QueryParams, name: str, *, kind: type[Number], low: int, high: int) -> Number | None:
     """Return what a query says, or nothing. Raises InvalidRequestError."""
     texts = query.getlist(name)
     if not texts:

@@ -79,7 +79,7 @@ class HttpServer:
             make = partial(_Protocol, config, self._uvicorn.server_state, {})
             connections, most = self._uvicorn.server_state.connections, self._max_connections + 1 + _TOLD
             self._greetings = Greetings(
-                listeners, context, make, is_full=lambda greeting: len(connections) + greeting >= most
+                listeners, context, make=make, is_full=lambda greeting: len(connections) + greeting >= most
             )
             self._greetings.start()
         self._running = asyncio.create_task(self._uvicorn.serve(sockets=[] if context else listeners))

@@ -12,10 +12,10 @@ from serving.steps import Verdict
 from serving.tensors import UNKNOWN_NAME, join
 
 
-def answer_message(answers: Answers, asked: Mapping[str, int], request_id: str) -> pb.ModelInferResponse:
+def answer_message(answers: Answers, asked: Mapping[str, int], *, request_id: str) -> pb.ModelInferResponse:
     """Return the response with the outputs of `tensors.asked_outputs`, in their order; all `answers` are verdicts."""
     verdicts = [outcome for outcome in answers.outcomes if isinstance(outcome, Verdict)]
-    outputs = [_output(name, verdicts, answers.model, label_count=count) for name, count in asked.items()]
+    outputs = [_output(name, verdicts, model=answers.model, label_count=count) for name, count in asked.items()]
     return pb.ModelInferResponse(
         model_name=answers.model.contract.name,
         model_version=str(answers.model.contract.version),
@@ -26,7 +26,7 @@ def answer_message(answers: Answers, asked: Mapping[str, int], request_id: str) 
 
 
 def _output(
-    name: str, verdicts: Sequence[Verdict], model: ServedModel, *, label_count: int
+    name: str, verdicts: Sequence[Verdict], *, model: ServedModel, label_count: int
 ) -> tuple[pb.ModelInferResponse.InferOutputTensor, bytes]:
     """Return an output tensor without its contents, and these."""
     tensor = partial(pb.ModelInferResponse.InferOutputTensor, name=name)

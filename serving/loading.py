@@ -49,12 +49,12 @@ def load_model(
     bundle = _load_bundle(folder, settings)
     _check_place(folder, bundle.manifest.contract)
     proved = _open_proved(bundle, settings)
-    model, plan = _planned(proved.model, settings, planner)
-    lone = _lone(model, plan, settings)
+    model, plan = _planned(proved.model, settings, planner=planner)
+    lone = _lone(model, plan, own_bytes=settings.own_bytes)
     contract = model.bundle.manifest.contract
-    model_metrics = ModelMetrics(metrics, contract.name, contract.version)
+    model_metrics = ModelMetrics(metrics, contract.name, version=contract.version)
     occupancy = occupancy or Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes)
-    batcher = _batcher(model, lone, settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
+    batcher = _batcher(model, lone, settings=settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
     _tell(served, plan, lone_threads=plan.lone_threads if lone else plan.intra_op_threads, difference=proved.difference)
@@ -94,7 +94,7 @@ def _open_proved(bundle: Bundle, settings: ServerSettings) -> golden.Proved:
     return proved
 
 
-def _planned(model: OnnxModel, settings: ServerSettings, planner: Planner | None) -> tuple[OnnxModel, Plan]:
+def _planned(model: OnnxModel, settings: ServerSettings, *, planner: Planner | None) -> tuple[OnnxModel, Plan]:
     """Return the plan, and the model opened as it says."""
     cores = usable_cores(processes=settings.workers)
     plan = make_plan(
@@ -112,9 +112,9 @@ def _planned(model: OnnxModel, settings: ServerSettings, planner: Planner | None
     return (model if plan.intra_op_threads == 1 else _reopened(model, plan.intra_op_threads)), plan
 
 
-def _lone(model: OnnxModel, plan: Plan, settings: ServerSettings) -> OnnxModel | None:
+def _lone(model: OnnxModel, plan: Plan, *, own_bytes: int) -> OnnxModel | None:
     """Open what runs a picture that has the cores to itself; None where that is no other, or is not to be had."""
-    if plan.lone_threads == plan.intra_op_threads or not _has_room_twice(model, settings.own_bytes):
+    if plan.lone_threads == plan.intra_op_threads or not _has_room_twice(model, own_bytes):
         return None
     try:
         return _reopened(model, plan.lone_threads, spins=True)
@@ -162,8 +162,8 @@ def run_sizes(max_run: int) -> tuple[int, ...]:
 def _batcher(
     model: OnnxModel,
     lone: OnnxModel | None,
-    settings: ServerSettings,
     *,
+    settings: ServerSettings,
     plan: Plan,
     metrics: ModelMetrics,
     occupancy: Occupancy,

@@ -14,7 +14,7 @@ Stage = Literal["decode", "preprocess"]
 class ModelMetrics(Observer):
     """See the module; an observer of the batcher."""
 
-    def __init__(self, metrics: Metrics, name: str, version: int) -> None:
+    def __init__(self, metrics: Metrics, name: str, *, version: int) -> None:
         self._labels = labels = (name, str(version))
         self._metrics = metrics
         self._queue = metrics.queue_seconds.labels(*labels)

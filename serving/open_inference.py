@@ -164,7 +164,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                 all_or_none=True,
             )
         del request  # or its pictures would be in memory once more for as long as they wait
-        return answer_message(await answering, asked, request_id)
+        return answer_message(await answering, asked, request_id=request_id)
 
     def _ready(self) -> list[Entry]:
         return [entry for entry in self._dispatcher.catalogue.entries() if entry.state == "READY"]

@@ -4,7 +4,7 @@ import ssl
 from pathlib import Path
 
 
-def load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+def load_pair(context: ssl.SSLContext, *, cert: Path, key: Path) -> None:
     """Let a context show a certificate. Raises OSError, ssl.SSLError among them; never asks for a password."""
     context.load_cert_chain(cert, key, password=_no_password)
 

@@ -70,7 +70,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         """Add a service, as the generated code does."""
         for name, handler in method_handlers.items():
             method = f"/{service_name}/{name}"
-            self._added[method], self._guarded[method] = handler, self._guard(handler, method, lambda: None)
+            self._added[method], self._guarded[method] = handler, self._guard(handler, method, check=lambda: None)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         """See grpc.GenericRpcHandler. Runs in the task that will run the rpc, so that what it binds is seen there."""
@@ -85,13 +85,13 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
                 authorization = _authorization(handler_call_details)
                 if handler is not None and handler.request_streaming:
                     name_caller(gate.authenticate(authorization))
-                    return self._guard(handler, method, lambda: gate.check(authorization))
+                    return self._guard(handler, method, check=lambda: gate.check(authorization))
                 name_caller(gate.check(authorization))
         except ServingError as error:
             return _refusal(error)
         return self._guarded.get(method)
 
-    def _guard(self, handler: Handler, method: str, check: Callable[[], object]) -> Handler:
+    def _guard(self, handler: Handler, method: str, *, check: Callable[[], object]) -> Handler:
         """Return the handler with its messages read and decoded here, and with `check` called at those of a stream."""
         words = {False: "unary", True: "stream"}
         answers = words[handler.response_streaming]
@@ -100,8 +100,8 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
         async def incoming(context: Context) -> object:
             if handler.request_streaming:
-                return self._messages(context, method, decode, check)
-            return await self._message(context, method, decode)
+                return self._messages(context, method, decode=decode, check=check)
+            return await self._message(context, method, decode=decode)
 
         async def answer(_: object, context: Context) -> object:
             _name_answer(context)
@@ -122,14 +122,14 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         make = getattr(grpc, f"stream_{answers}_rpc_method_handler")
         return cast(Handler, make(wrapped, None, handler.response_serializer))
 
-    async def _message(self, context: Context, method: str, decode: Callable[[bytes], object]) -> object:
+    async def _message(self, context: Context, method: str, *, decode: Callable[[bytes], object]) -> object:
         """Return the message of a call that brings one."""
         message = await self._arrivals.read(
             context, method, is_stream=False, check=lambda: self._check_room(method, context.time_remaining())
         )
         if message is None:
             raise await self._no_message(context, method)
-        return await self._decoded(message, decode, method)
+        return await self._decoded(message, method, decode=decode)
 
     async def _no_message(self, context: Context, method: str) -> ServingError:
         """Count a call whose messages end without one; return why, or end as cancelled where the call has ended too."""
@@ -144,7 +144,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         return error
 
     async def _messages(
-        self, context: Context, method: str, decode: Callable[[bytes], object], check: Callable[[], object]
+        self, context: Context, method: str, *, decode: Callable[[bytes], object], check: Callable[[], object]
     ) -> AsyncIterator[object]:
         """Yield the messages of a call that may bring many."""
         context.add_done_callback(self._arrivals.forget)  # type: ignore[arg-type]  # the stubs want it named ctx
@@ -157,9 +157,9 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             if message is None:
                 return
             check()
-            yield await self._decoded(message, decode, method)
+            yield await self._decoded(message, method, decode=decode)
 
-    async def _decoded(self, message: bytes, decode: Callable[[bytes], object], method: str) -> object:
+    async def _decoded(self, message: bytes, method: str, *, decode: Callable[[bytes], object]) -> object:
         try:
             if method.startswith(self._open):
                 message = _small(message)

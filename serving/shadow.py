@@ -55,17 +55,17 @@ class Shadow:
         pairs = [
             (image, outcome.scores)
             for image, outcome in zip(images, outcomes, strict=True)
-            if not isinstance(outcome, ImageError) and _fits(image, answering, candidate)
+            if not isinstance(outcome, ImageError) and _fits(image, answering=answering, candidate=candidate)
         ]
         if not pairs:
             return
         if answering.queued_items or candidate.queued_items:
-            self._count(candidate, "dropped", len(pairs))
+            self._count(candidate, "dropped", count=len(pairs))
             return
         try:
             futures = candidate.submit([image for image, _ in pairs], deadline=time.monotonic() + _PATIENCE_S)
         except ServingError:
-            self._count(candidate, "dropped", len(pairs))
+            self._count(candidate, "dropped", count=len(pairs))
             return
         for future, (_, answer) in zip(futures, pairs, strict=True):
             future.add_done_callback(partial(self._compare, answer=answer, answering=answering, candidate=candidate))
@@ -75,18 +75,18 @@ class Shadow:
     ) -> None:
         error = future.exception()
         if error is not None:
-            self._count(candidate, "dropped" if isinstance(error, ServingError) else "failed", 1)
+            self._count(candidate, "dropped" if isinstance(error, ServingError) else "failed", count=1)
             return
         there, here = answering.contract.labels, candidate.contract.labels
         row = future.result().scores
         same = there[int(answer.argmax())] == here[int(row.argmax())]
-        self._count(candidate, "same" if same else "different", 1)
+        self._count(candidate, "same" if same else "different", count=1)
         contract = candidate.contract
         self._metrics.shadow_difference.labels(contract.name, str(contract.version)).observe(
             mean_difference(answer, row, labels=(there, here))
         )
 
-    def _count(self, candidate: ServedModel, agreement: Agreement, count: int) -> None:
+    def _count(self, candidate: ServedModel, agreement: Agreement, *, count: int) -> None:
         contract = candidate.contract
         self._metrics.shadow.labels(contract.name, str(contract.version), agreement).inc(count)
 
@@ -103,6 +103,6 @@ def mean_difference(
     return math.fsum(abs(first.get(label, 0.0) - second.get(label, 0.0)) for label in union) / len(union)
 
 
-def _fits(image: Payload, answering: ServedModel, candidate: ServedModel) -> bool:
+def _fits(image: Payload, *, answering: ServedModel, candidate: ServedModel) -> bool:
     """Say whether the candidate may get the same payload: an array is preprocessed already, for the other version."""
     return isinstance(image, bytes) or answering.contract.preprocess == candidate.contract.preprocess

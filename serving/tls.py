@@ -97,7 +97,7 @@ def tell_validity(files: TlsFiles) -> None:
 def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_pair(context, files.cert, files.key)
+    load_pair(context, cert=files.cert, key=files.key)
     if files.client_ca:
         # A resumed session is not verified again: it would outlive its authority. TLS 1.2 resumes without tickets too.
         context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0

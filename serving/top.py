@@ -29,16 +29,16 @@ def watch(
     """
     first = read(address, access)
     if not console.is_terminal or console.is_dumb_terminal:
-        _follow(address, access, first, show=console.print, pause=partial(pause, every_s))
+        _follow(address, access, before=first, show=console.print, pause=partial(pause, every_s))
     with Live(console=console, auto_refresh=False, screen=True) as live:
-        _follow(address, access, first, show=partial(live.update, refresh=True), pause=partial(pause, every_s))
+        _follow(address, access, before=first, show=partial(live.update, refresh=True), pause=partial(pause, every_s))
 
 
 def _follow(
     address: str,
     access: Access,
-    before: Reading,
     *,
+    before: Reading,
     show: Callable[[RenderableType], None],
     pause: Callable[[], None],
 ) -> NoReturn:

@@ -121,8 +121,9 @@ class _Supervisor:
         beat = self._context.RawValue(ctypes.c_double)
         started = self._context.Process(
             target=_work,
-            args=(self._models, self._settings, cores),
+            args=(self._models, self._settings),
             kwargs={
+                "cores": cores,
                 "beat": beat,
                 "usual_model": self._usual_model,
                 "is_restart": self._has_served,
@@ -214,8 +215,8 @@ class _Supervisor:
 def _work(
     models: Path,
     settings: ServerSettings,
-    cores: list[int],
     *,
+    cores: list[int],
     beat: ctypes.c_double,
     usual_model: str,
     is_restart: bool,

@@ -134,14 +134,14 @@ def test_series_of_versions_that_are_long_gone_leave():
     metrics = Metrics()
     identity = {"digest": "d", "provider": "cpu", "variant": "fp32"}
     for version in range(1, 13):
-        model = ModelMetrics(metrics, "colours", version)
+        model = ModelMetrics(metrics, "colours", version=version)
         model.on_ready(**identity)
         model.on_answer("red", score=0.9, unknown=False)
         model.on_gone(**identity)
     text = generate_latest(metrics.exposed).decode()
     assert {int(number) for number in re.findall(r'version="(\d+)"', text)} == set(range(5, 13))
-    ModelMetrics(metrics, "colours", 5).on_ready(**identity)
-    late = ModelMetrics(metrics, "colours", 13)
+    ModelMetrics(metrics, "colours", version=5).on_ready(**identity)
+    late = ModelMetrics(metrics, "colours", version=13)
     late.on_ready(**identity)
     late.on_gone(**identity)
     assert 'version="5"' in generate_latest(metrics.exposed).decode()
@@ -151,7 +151,7 @@ def test_a_version_that_is_loaded_anew_before_the_old_one_is_closed_stays_listed
     """The same version, of other or of the same files: the one that leaves withdraws only its own."""
     metrics = Metrics()
     value = metrics.registry.get_sample_value
-    old, new = ModelMetrics(metrics, "colours", 1), ModelMetrics(metrics, "colours", 1)
+    old, new = ModelMetrics(metrics, "colours", version=1), ModelMetrics(metrics, "colours", version=1)
     first = {"digest": "a", "provider": "cpu", "variant": "fp32"}
     second = {**first, "digest": "b"}
     old.on_ready(**first)
@@ -159,7 +159,7 @@ def test_a_version_that_is_loaded_anew_before_the_old_one_is_closed_stays_listed
     old.on_gone(**first)
     assert value("calotype_model_info", {**COLOURS, **first}) is None
     assert value("calotype_model_info", {**COLOURS, **second}) == 1
-    again = ModelMetrics(metrics, "colours", 1)
+    again = ModelMetrics(metrics, "colours", version=1)
     again.on_ready(**second)
     new.on_gone(**second)
     assert value("calotype_model_info", {**COLOURS, **second}) == 1

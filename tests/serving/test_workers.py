@@ -286,7 +286,7 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
         "from serving import settings, workers\n"
         "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
         "context = multiprocessing.get_context('spawn')\n"
-        "workers._work(pathlib.Path(sys.argv[1]), own, [0], beat=context.RawValue('d'),\n"
+        "workers._work(pathlib.Path(sys.argv[1]), own, cores=[0], beat=context.RawValue('d'),\n"
         "              usual_model='', is_restart=False, supervisor=2**22 + 1)\n"
     )
     command = [sys.executable, "-c", code, str(models)]
