@@ -66,7 +66,8 @@ class ClassifierServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Answers come in request order.
+        """Answers come in request order. A stream ends with UNAVAILABLE when the server stops, or some 30 s after its
+        connection has reached --max-connection-age-s: open another one, and send what was not answered again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -127,8 +127,10 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelStreamInfer(self, request_iterator, context):
-        """Answers come in request order; a request that fails gets an error_message, and the stream goes on. It ends with a
-        message that is none, and with one beyond the rate of its token.
+        """Answers come in request order; a request that fails gets an error_message, and the stream goes on; with the
+        metadata triton_grpc_error=true it ends there, with the status of the error. It also ends with a message that is
+        none, with one beyond the rate of its token, and with UNAVAILABLE when the server stops, or some 30 s after its
+        connection has reached --max-connection-age-s: open another one, and send what was not answered again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

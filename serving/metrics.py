@@ -64,7 +64,7 @@ class Metrics:
         self.answered = counter("calotype_answered", "Requests of which every picture got a verdict.", _MODEL)
         self.answered_seconds = counter(
             "calotype_answered_seconds",
-            "Of those, in all and by stage; of several pictures the mean.",
+            "Of those, by stage; of several pictures the mean, and the rest is queue.",
             (*_MODEL, "stage"),
         )
         self.unanswered = counter(

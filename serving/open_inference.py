@@ -6,6 +6,7 @@ memory, loading and unloading, trace and log settings. Knows no onnxruntime.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import structlog
@@ -34,6 +35,7 @@ _EXTENSIONS: Final = (
     "parameters",
     "schedule_policy",
 )
+_ENDS_AT_ERROR: Final = ("triton_grpc_error", "true")  # of the metadata of a stream
 _PLATFORM: Final = "onnxruntime_onnx"
 _BACKEND: Final = "onnxruntime"
 _STATES: Final[dict[State, str]] = {
@@ -99,7 +101,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802 -- rpc
         """Tell the statistics of what answers: one version, one model or, without a name, all."""
-        if request.name:
+        if request.name or request.version:
             self._dispatcher.catalogue.find(request.name, request.version)
         asked = [
             entry
@@ -131,18 +133,30 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return await answering
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:  # noqa: N802 -- rpc
-        """Answer requests in their order; one that fails gets a message of its own."""
-        async with aclosing(in_order(requests, lambda request: self._infer_alone(request, context))) as answers:
-            async for answer in answers:
-                await context.write(answer)
+        """Answer requests in their order; one that fails gets a message of its own.
 
-    async def _infer_alone(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
-        """Answer one request of a stream, with its only and so its final response."""
+        Who sends `triton_grpc_error: true`, Triton's own switch, wants the stream to end with its status instead.
+        """
+        ends_at_error = _ENDS_AT_ERROR in (context.invocation_metadata() or ())
+        answer = partial(self._infer_alone, context=context, ends_at_error=ends_at_error)
+        async with aclosing(in_order(requests, answer, weigh=_weigh)) as answers:
+            async for message in answers:
+                await context.write(message)
+
+    async def _infer_alone(
+        self, request: pb.ModelInferRequest, *, context: Context, ends_at_error: bool
+    ) -> pb.ModelStreamInferResponse:
+        """Answer one request of a stream, with its only and so its final response.
+
+        A server that stops raises what ends the stream: its caller is to send the rest to another one.
+        """
         answering, request_id = self._infer(request, context), request.id
         del request  # as below
         try:
             answer = pb.ModelStreamInferResponse(infer_response=await answering)
         except Exception as error:
+            if ends_at_error or (isinstance(error, NotReadyError) and not self._is_serving()):
+                raise
             is_foreseen = status_name(error) != "INTERNAL"
             if not is_foreseen:
                 log.error("unforeseen error", exc_info=error)
@@ -168,6 +182,11 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _ready(self) -> list[Entry]:
         return [entry for entry in self._dispatcher.catalogue.entries() if entry.state == "READY"]
+
+
+def _weigh(request: pb.ModelInferRequest) -> int:
+    """Return how many pictures a request says that it brings."""
+    return max(1, next((size for tensor in request.inputs for size in tensor.shape), 1))
 
 
 def _sooner(first_s: float | None, second_s: float | None) -> float | None:
@@ -201,9 +220,9 @@ def _statistics(entry: Entry, found: Statistics) -> pb.ModelStatistics:
         inference_count=found.pictures,
         execution_count=found.batches,
         inference_stats=pb.InferStatistics(
-            success=duration(found.total_ns),
+            success=duration(found.queue_ns + found.input_ns + found.infer_ns),
             fail=pb.StatisticDuration(count=found.failed),
-            queue=duration(max(0, found.total_ns - found.input_ns - found.infer_ns)),
+            queue=duration(found.queue_ns),
             compute_input=duration(found.input_ns),
             compute_infer=duration(found.infer_ns),
             compute_output=duration(0),

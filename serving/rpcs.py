@@ -176,7 +176,10 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
         def careful(message: bytes) -> object:
             if kind is not None and count_fields(message, kind, most=most) > most:
-                raise InvalidRequestError(f"found more than {most:,} fields in a message; send several requests")
+                raise InvalidRequestError(
+                    f"found more than {most:,} fields in a message, or numbers for as many; send several requests, and "
+                    "tensors as raw contents"
+                )
             try:
                 return decode(message)
             except DecodeError as error:

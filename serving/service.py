@@ -5,6 +5,7 @@ Knows no onnxruntime.
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from bundle.errors import ImageError
@@ -35,7 +36,7 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
 
     async def ClassifyStream(self, requests: AsyncIterator[pb.ClassifyRequest], context: Context) -> None:  # noqa: N802 -- rpc
         """Answer requests in their order while later ones are already under way."""
-        async with aclosing(in_order(requests, lambda request: self._classify(request, context))) as answers:
+        async with aclosing(in_order(requests, partial(self._classify, context=context), weigh=_weigh)) as answers:
             async for answer in answers:
                 await context.write(answer)
 
@@ -66,6 +67,10 @@ class ClassifierService(classifier_pb2_grpc.ClassifierServicer):
             model=answers.model.contract.name,
             version=str(answers.model.contract.version),
         )
+
+
+def _weigh(request: pb.ClassifyRequest) -> int:
+    return len(request.images)
 
 
 def _result(outcome: Verdict | ImageError, model: ServedModel, *, top_k: int, min_score: float) -> pb.ImageResult:

@@ -27,7 +27,7 @@ class Statistics:
     batches: int
     answered: int  # requests
     failed: int  # requests that were refused or dropped, or of which a picture could not be read
-    total_ns: int  # of the answered requests, as the rest
+    queue_ns: int  # of the answered requests, as the rest: what is left, also the wait for pictures of the same request
     input_ns: int  # decode and preprocess
     infer_ns: int  # of the whole batch
 
@@ -42,15 +42,14 @@ def read_statistics(metrics: Metrics, versions: Sequence[tuple[str, int]]) -> li
                 totals[sample.name, sample.labels["model"], sample.labels["version"], kind] += sample.value
 
     def statistics(*labels: str) -> Statistics:
-        seconds = {stage: totals[_SECONDS, *labels, stage] for stage in ("total", "input", "inference")}
         return Statistics(
             pictures=round(totals[_PICTURES, *labels, "OK"]),
             batches=round(totals[_BATCHES, *labels, ""]),
             answered=round(totals[_ANSWERED, *labels, ""]),
             failed=round(totals[_UNANSWERED, *labels, ""]),
-            total_ns=round(_NS * seconds["total"]),
-            input_ns=round(_NS * seconds["input"]),
-            infer_ns=round(_NS * seconds["inference"]),
+            queue_ns=round(_NS * totals[_SECONDS, *labels, "queue"]),
+            input_ns=round(_NS * totals[_SECONDS, *labels, "input"]),
+            infer_ns=round(_NS * totals[_SECONDS, *labels, "inference"]),
         )
 
     return [statistics(name, str(version)) for name, version in versions]

@@ -73,7 +73,7 @@ def _models(span: Span) -> Table:
     for info in _serving(span.after):
         of = {"model": info["model"], "version": info["version"]}
         answered = span.growth("calotype_answered_total", **of)
-        seconds = span.growth("calotype_answered_seconds_total", stage="total", **of)
+        seconds = span.growth("calotype_answered_seconds_total", **of)
         table.add_row(
             *of.values(),
             info["variant"],

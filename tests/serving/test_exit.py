@@ -12,11 +12,13 @@ import pytest
 import tiny_bundle
 from deaf_watcher import deaf_watcher
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from inference_door import request
 from running import Running, classify, held_by, plain_channel, until
 from test_process import ENVIRONMENT
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -87,17 +89,19 @@ def test_a_call_under_way_is_answered_however_long_it_takes_within_the_drain(mod
         assert stopping.result(60)
 
 
-def test_what_comes_at_the_last_moment_is_answered_and_then_streams_are_told(models):
+@pytest.mark.parametrize("is_v2", [False, True])
+def test_what_comes_at_the_last_moment_is_answered_and_then_streams_are_told(models, is_v2):
     """For a second calls are taken whose client could not know; what an open stream sends later gets UNAVAILABLE."""
     pause = threading.Event()
 
     def requests():
         while True:
-            yield pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+            yield request("red") if is_v2 else pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
             pause.wait(0.05)
 
     with Running(models) as server, plain_channel(server.address) as channel:
-        stream = classifier_pb2_grpc.ClassifierStub(channel).ClassifyStream(requests())
+        stub = (GRPCInferenceServiceStub if is_v2 else classifier_pb2_grpc.ClassifierStub)(channel)
+        stream = (stub.ModelStreamInfer if is_v2 else stub.ClassifyStream)(requests())
         next(stream)
         stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
         answers, started = [], time.monotonic()
@@ -105,6 +109,7 @@ def test_what_comes_at_the_last_moment_is_answered_and_then_streams_are_told(mod
             answers.extend(stream)
         assert time.monotonic() - started > 0.9
         assert len(answers) > 2
+        assert not any(getattr(answer, "error_message", "") for answer in answers)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "DRAINING" in caught.value.details()
         assert stopping.result(60)

@@ -10,6 +10,7 @@ from running import Running, plain_channel
 
 from protos import classifier_pb2 as pb
 from protos import open_inference_pb2
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.fields import count_fields, input_type
 
 INFER = open_inference_pb2.ModelInferRequest
@@ -50,11 +51,11 @@ def test_counting_ends_at_the_limit(part):
     assert 100 < count_fields(part * MANY, INFER.DESCRIPTOR, most=100) < 110
 
 
-def test_a_tensor_of_pixels_is_one_field():
-    """However many numbers it has: they take no more than what they are."""
+def test_a_tensor_of_pixels_is_a_field_for_every_kilobyte():
+    """They take little more than what they are, but each is looked at; 200 is two bytes."""
     request = INFER()
     request.inputs.add().contents.uint_contents.extend([200] * 10_000)
-    assert count_fields(request.SerializeToString(), INFER.DESCRIPTOR, most=MANY) == 3
+    assert count_fields(request.SerializeToString(), INFER.DESCRIPTOR, most=MANY) == 3 + 20_000 // 1024
 
 
 def test_what_a_method_takes_is_known():
@@ -89,6 +90,24 @@ def test_a_message_of_nothing_but_fields_is_refused_undecoded(models, method, pa
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert refused.value.details().startswith("found more than 1,512 fields in a message")
     assert pb.ClassifyResponse.FromString(answer).results[0].predictions
+
+
+def test_a_tensor_of_millions_of_numbers_is_refused_undecoded(models):
+    """Each number would be looked at in the loop; a small one is looked at."""
+    contents = {"shape": [1, 1000, 700, 3], "size": 2_100_000}, {"shape": [1, 24, 24, 3], "size": 1728}
+
+    def typed(*, shape, size):
+        made = INFER(model_name="colours")
+        tensor = made.inputs.add(name="images", datatype="UINT8", shape=shape)
+        tensor.contents.uint_contents.extend(bytes(size))
+        return made
+
+    with Running(models) as server, plain_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="or numbers for as many; send several requests") as refused:
+            stub.ModelInfer(typed(**contents[0]))
+        assert stub.ModelInfer(typed(**contents[1])).raw_output_contents
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("packs", [False, True])

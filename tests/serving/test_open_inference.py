@@ -5,6 +5,7 @@ The unmodified client of Triton has its own tests, in test_tritonclient.py.
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -215,6 +216,32 @@ def test_a_stream_survives_its_bad_requests(models):
     assert [best(answers[place].infer_response) for place in (0, 2)] == [["red"], ["blue"]]
 
 
+def test_a_stream_ends_with_the_status_of_an_error_where_its_caller_asks_for_that(models):
+    """As Triton does with this metadata: without a status nobody can tell overload from bad input."""
+    requests = [request("red", id="a"), pb.ModelInferRequest(id="b"), request("blue", id="c")]
+
+    async def scene(stub, channel):
+        stream = stub.ModelStreamInfer(requests, metadata=(("triton_grpc_error", "true"),))
+        assert (await stream.read()).infer_response.id == "a"
+        with pytest.raises(grpc.aio.AioRpcError, match="inputs: found none") as caught:
+            await stream.read()
+        assert caught.value.code().name == "INVALID_ARGUMENT"
+
+    scene_with(models, scene)
+
+
+def test_a_stream_of_large_requests_is_not_refused_for_what_it_sent_itself(models):
+    """It is read as fast as it is answered: 32 pictures are all that may wait, and six requests bring 192."""
+    settings = replace(SETTINGS, max_queue_images=32, max_images_per_request=32)
+    requests = [request(*["red"] * 32, id=str(number)) for number in range(6)]
+
+    async def scene(stub, channel):
+        return [answer async for answer in stub.ModelStreamInfer(requests)]
+
+    answers = scene_with(models, scene, settings=settings)
+    assert [(answer.infer_response.id, answer.error_message) for answer in answers] == [(str(n), "") for n in range(6)]
+
+
 def test_the_unforeseen_tells_nothing(models):
     """Neither the single rpc nor the stream gives away what went wrong inside."""
 
@@ -336,6 +363,9 @@ def test_statistics_and_versions_are_those_of_one_model_and_one_version(models):
         assert counts(name="colours", version="2") == [("colours", "2", 3)]
         assert counts(name="colours") == [("colours", "1", 1), ("colours", "2", 3)]
         assert counts() == [("colours", "1", 1), ("colours", "2", 3), ("shades", "1", 0)]
+        for fields in ({"version": "x"}, {"name": "colours", "version": "x"}):
+            with pytest.raises(grpc.RpcError, match="wanted a positive integer"):
+                counts(**fields)
         assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="shades")).versions) == ["1"]
 
 

@@ -255,7 +255,7 @@ def test_a_stream_that_is_left_cancels_what_is_under_way():
                 cancelled.add(number)
                 raise
 
-        stream = in_order(requests(), answer)
+        stream = in_order(requests(), answer, weigh=lambda _: 1)
         await anext(stream)
         await several.wait()
         await stream.aclose()
@@ -264,6 +264,32 @@ def test_a_stream_that_is_left_cancels_what_is_under_way():
             await asyncio.wait(left, timeout=20)
         assert cancelled == started - {0}
         assert len(started) < 20
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("weight", "at_once"), [(1, 10), (16, 2), (17, 1), (100, 1)])
+def test_a_stream_has_so_many_pictures_under_way_and_no_more(weight, at_once):
+    """Of small requests as many as the window holds; a large one alone."""
+
+    async def scene():
+        under_way, most = 0, 0
+
+        async def requests():
+            for number in range(30):
+                yield number
+
+        async def answer(number):
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            for _ in range(100):  # until the reader has read what it may
+                await asyncio.sleep(0)
+            under_way -= 1
+            return number
+
+        assert [one async for one in in_order(requests(), answer, weigh=lambda _: weight)] == list(range(30))
+        assert most == at_once
 
     asyncio.run(scene())
 
