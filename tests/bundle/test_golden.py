@@ -146,6 +146,22 @@ def test_answers_that_are_not_numbers_are_refused(tiny: Bundle):
         replay(open_model(forged))
 
 
+def test_no_numbers_are_refused_also_where_the_best_label_would_be_the_first(tiny: Bundle):
+    """The place of the best of nothing but NaN is 0: for black it is right."""
+    forged = forge(tiny, graph(tiny.manifest.contract, steepness=float("nan")))
+    manifest = forged.manifest
+    place = [picture.file for picture in manifest.golden].index("black.png")
+    (variant,) = manifest.variants
+    variant = replace(
+        variant,
+        golden_logits=(variant.golden_logits[place],),
+        golden_similarity=(variant.golden_similarity[place],),
+    )
+    write_manifest(forged.folder, replace(manifest, golden=(manifest.golden[place],), variants=(variant,)))
+    with pytest.raises(GoldenError, match="difference nan"):
+        replay(open_model(load_bundle(forged.folder)))
+
+
 def test_another_best_label_is_refused_within_any_tolerance(tiny: Bundle):
     """A wide tolerance forgives a difference of scores, never another answer."""
     forged = forge(tiny, graph(tiny.manifest.contract, steepness=-8.0), tolerance=1.0, logit_tolerance=100.0)

@@ -342,10 +342,11 @@ def test_a_huge_manifest_is_refused_unread(tmp_path: Path):
         load_manifest(tmp_path)
 
 
-def test_a_manifest_of_nothing_but_lists_is_refused_unread():
+@pytest.mark.parametrize("part", ["[]", "{}"])
+def test_a_manifest_of_nothing_but_lists_is_refused_unread(part):
     """A few MB of them are half a GB of objects."""
     with pytest.raises(BundleError, match="more than 100,000 lists and objects"):
-        from_json('{"a": [' + "[]," * 100_000 + "[]]}", source="memory")
+        from_json('{"a": [' + f"{part}," * 100_000 + f"{part}]}}", source="memory")
 
 
 def test_a_golden_file_is_listed_once():

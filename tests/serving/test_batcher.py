@@ -2,18 +2,21 @@
 
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.admission import Admission, BatcherLimits
+from serving.admission import Admission, BatcherLimits, ByteBudget
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, NotReadyError, QueueFullError
 from serving.observer import Observer
 from serving.occupancy import Occupancy
+from serving.waiting import without_gone
 
 PATIENCE_S = 20
+LIMITS = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=1)
 
 
 class BadItemError(Exception):
@@ -481,10 +484,91 @@ def test_queues_share_what_may_wait_and_give_all_of_it_back():
     with pytest.raises(QueueFullError, match="6 bytes wait for all models, at most 10 may"):
         submit(second, 1, size_bytes=5)
     submit(second, 1, size_bytes=4)
+    with pytest.raises(QueueFullError, match="10 bytes wait for all models"):
+        second.check_room()  # for one more of the usual size
     gate.opened.set()
     assert first.close(PATIENCE_S)
     assert not second.close(0)
     assert occupancy.encoded.used_bytes == 0
+
+
+def test_what_is_too_much_takes_nothing():
+    """Neither in all nor, where another queue is faster, after a look that found room."""
+    budget = ByteBudget(10)
+    assert not budget.take(11)
+    assert budget.used_bytes == 0
+
+    class Late(ByteBudget):
+        def has_room(self, size_bytes):
+            return True
+
+        def take(self, size_bytes):
+            return False
+
+    admission = Admission(LIMITS, Late(10))
+    with pytest.raises(QueueFullError):
+        admission.enter(1, 5, now=0.0)
+    assert admission.items == 0
+
+
+def test_a_close_waits_for_what_is_being_prepared():
+    """An instance that has nothing to do does not leave before it."""
+    gate, prepares, may_go_on = Gate(is_open=True), threading.Event(), threading.Event()
+
+    def slow(number):
+        prepares.set()
+        assert may_go_on.wait(PATIENCE_S)
+        return number
+
+    batcher = Batcher(slow, gate.run, limits=replace(LIMITS, prepare_threads=1))
+    batcher.start()
+    (future,) = submit(batcher, 4)
+    assert prepares.wait(PATIENCE_S)
+    closed = []
+    closing = threading.Thread(target=lambda: closed.append(batcher.close(PATIENCE_S)))
+    closing.start()
+    (instance,) = (thread for thread in threading.enumerate() if thread.name == "run")
+    instance.join(0.1)  # in which it could leave
+    may_go_on.set()
+    closing.join()
+    assert (closed, future.result(0)) == ([True], 8)
+
+
+def test_a_close_that_is_not_waited_for_long_enough_says_so():
+    """Also where nothing waits any more: a batch still runs."""
+    gate = Gate()
+    batcher = make(gate)
+    (future,) = submit(batcher, 4)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    assert not batcher.close(0.05)
+    gate.opened.set()
+    assert (future.result(PATIENCE_S), batcher.close(PATIENCE_S)) == (8, True)
+
+
+def test_refusals_look_for_callers_that_have_gone_only_where_one_has(monkeypatch):
+    """Under overload there are hundreds a second, and each would look at all that waits."""
+    looks = []
+    monkeypatch.setattr("serving.batcher.without_gone", lambda *given: (looks.append(1), without_gone(*given))[1])
+    gate = Gate()
+    batcher = make(gate, max_queue_items=2, max_batch=1, run_sizes=(1,))
+    try:
+        submit(batcher, 0)
+        assert gate.entered.acquire(timeout=PATIENCE_S)
+        waiting = submit(batcher, 1, 2)
+        for _ in range(3):
+            with pytest.raises(QueueFullError):
+                batcher.check_room()
+        assert not looks
+        waiting[0].cancel()
+        batcher.check_room()
+        submit(batcher, 4)
+        for _ in range(3):
+            with pytest.raises(QueueFullError):
+                batcher.check_room()
+        assert len(looks) == 1
+    finally:
+        gate.opened.set()
+        batcher.close(PATIENCE_S)
 
 
 def test_a_start_without_enough_threads_leaves_none_behind(monkeypatch):

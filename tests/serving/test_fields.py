@@ -51,6 +51,19 @@ def test_counting_ends_at_the_limit(part):
     assert 100 < count_fields(part * MANY, INFER.DESCRIPTOR, most=100) < 110
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"\x78" + b"\xff" * 9 + b"\x01",  # an int64 of -1, as long as a number can be
+        b"\x79" + b"\xff" * 8,  # eight bytes
+        b"\x7d" + b"\xff" * 4,  # four
+    ],
+)
+def test_no_field_hides_those_after_it(first):
+    """Whatever it is, the next one begins where it ends."""
+    assert count_fields(first + b"\x2a\x00" * 200, INFER.DESCRIPTOR, most=MANY) == 201
+
+
 def test_a_tensor_of_pixels_is_a_field_for_every_kilobyte():
     """They take little more than what they are, but each is looked at; 200 is two bytes."""
     request = INFER()

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import threading
+import tracemalloc
 import zlib
 from contextlib import suppress
 
@@ -48,6 +49,19 @@ def test_a_bomb_is_not_unpacked(pack):
     """One byte more than the limit is too much."""
     with pytest.raises(MessageTooLargeError, match="more than 1,000 bytes"):
         unpack(pack(bytes(LIMIT + 1)))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_a_bomb_takes_little_more_memory_than_the_limit(pack):
+    """Whatever it would become."""
+    message, limit = pack(bytes(50 * 2**20)), 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageTooLargeError):
+            unpack(message, limit)
+        assert tracemalloc.get_traced_memory()[1] < 3 * limit
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])

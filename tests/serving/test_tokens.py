@@ -31,6 +31,13 @@ def gate(tmp_path, clock):
     return made
 
 
+def test_a_token_cannot_be_guessed():
+    """256 bits, six to a character: its hash is a fast one."""
+    tokens = {new_token("alice", requests_per_s=0)[0] for _ in range(2)}
+    assert len(tokens) == 2
+    assert all(len(token.removeprefix("calotype_")) >= 43 for token in tokens)
+
+
 def test_who_is_turned_away_is_counted_by_why(tmp_path):
     """Strangers apart from those who ask too often."""
     path, metrics = tmp_path / "tokens", Metrics()
