@@ -81,6 +81,14 @@ def model_names(models: Path) -> list[str]:
     return [name for name in entries if _may_have_versions(models, name)]
 
 
+def models_above(folder: Path) -> Path | None:
+    """Return the folder of models that is meant where this is the one of a model, or of a version of it."""
+    if (folder / MANIFEST_NAME).is_file():
+        return folder.absolute().parent.parent
+    is_model = any((entry / MANIFEST_NAME).is_file() for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+    return folder.absolute().parent if is_model else None
+
+
 def versions(models: Path, name: str) -> list[int]:
     """Return a model's versions, ascending; empty where there is no such model.
 

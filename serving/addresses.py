@@ -33,7 +33,7 @@ class Address:
         if int(port) > _MOST_PORT:
             raise StartupError(f"{text}: found port {port}, wanted 0..{_MOST_PORT}")
         if not host:
-            raise StartupError(f"{text}: found no host, wanted host:port, such as localhost{text}")
+            raise StartupError(f"{text}: found no host, wanted host:port, such as localhost:{port}")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
             raise StartupError(f"{text}: found several colons, wanted [host]:port for IPv6")
         return cls(text=text, host=host.removeprefix("[").removesuffix("]"), port=int(port))

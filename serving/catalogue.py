@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from bundle.errors import BundleError, CalotypeError
-from bundle.repository import model_names, versions
+from bundle.repository import model_names, models_above, versions
 from serving.classifier import ServedModel
 from serving.complaints import Complaints
 from serving.errors import InvalidRequestError, NotReadyError, SettingsError, StartupError, UnknownModelError
@@ -77,7 +77,11 @@ class Catalogue:
         except BundleError as error:
             raise StartupError(str(error)) from error
         if not names:
-            raise StartupError(f"{self._models}: no models; write one with `trainer export RUN --to {self._models}`")
+            meant = models_above(self._models)
+            advice = (
+                f"serve {meant}" if meant else f"write one with `trainer export RUN --name NAME --to {self._models}`"
+            )
+            raise StartupError(f"{self._models}: no models{', but versions of one' if meant else ''}; {advice}")
         self._wishes.begin(names)
         reasons = {name: reason for name in names if (reason := self._load_first(name))}
         missed = self._wishes.missed(reasons)
@@ -245,7 +249,8 @@ class Catalogue:
         except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the other versions go on
             reason = str(error) if isinstance(error, CalotypeError) else f"{folder}: {type(error).__name__}: {error}"
             reason = plain_line(reason)
-            log.error("version refused", model=name, version=version, reason=reason)
+            still_serves = known is not None and known.served is not None  # as its folder was
+            log.error("version refused", model=name, version=version, reason=reason, still_serves=still_serves)
             self._on_refused(name)
             public = public_reason(reason, models=self._models)
             self._shelves.change(name, lambda shelf: shelf.with_refusal(version, reason=public, fingerprint=seen))

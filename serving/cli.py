@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import grpc
+import structlog
 import typer
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,17 +24,19 @@ from serving import bench as benchmark
 from serving.answers import Classification
 from serving.channel import Access
 from serving.cli_show import show_answers, show_measurement
-from serving.client import DEFAULT_ADDRESS, Client
+from serving.client import DEFAULT_ADDRESS, Client, next_step
 from serving.errors import ClientError, StartupError, UnreadableFileError
 from serving.memory import freeze_heap
 from serving.readings import DEFAULT_HTTP_ADDRESS, read, since_start
 from serving.settings import ServerSettings
+from serving.variables import mistyped_variables
 
 app = typer.Typer(
     help="Serve image classifiers over gRPC.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its table cuts the names of options and variables at 80 columns
 )
 
 Images = Annotated[list[Path], typer.Argument(help="Name picture files.", show_default=False)]
@@ -60,6 +63,8 @@ def run(
     from serving.logs import configure_logs
 
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
+    for name, meant in mistyped_variables(os.environ):
+        structlog.get_logger(__name__).warning("unknown variable", name=name, meant=meant)
     (workers.run if settings.workers > 1 else process.run)(models, settings)
 
 
@@ -166,7 +171,8 @@ def health(
             status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
         except grpc.RpcError as error:
             status = error.code().name
-            typer.echo(f"{address}: {' '.join(str(error.details()).split())}", err=True)
+            words = [address, *filter(None, [service]), " ".join(str(error.details()).split())]
+            typer.echo("; ".join([": ".join(words), *filter(None, [next_step(status)])]), err=True)
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)

@@ -44,7 +44,7 @@ _OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 2000),  # of 120 s: a server that is back would long be called down
 )
 _NEXT_STEPS: Final = {
-    "UNAVAILABLE": "is it running and SERVING, and does it want --tls-ca? try `serving health` with the same options",
+    "UNAVAILABLE": "is it running and SERVING, and does it want --tls-ca, or --tls-cert and --tls-key of yours too?",
     "DEADLINE_EXCEEDED": "allow more seconds, or send fewer images",
     "RESOURCE_EXHAUSTED": "the server is busy or the message too large; send less at once",
     "UNAUTHENTICATED": "give --token or CALOTYPE_TOKEN",
@@ -203,5 +203,11 @@ def _closed(address: str) -> ClientError:
 
 def _client_error(error: grpc.RpcError, address: str) -> ClientError:
     status, details = error.code().name, (error.details() or "").strip()
-    next_step = _NEXT_STEPS.get(status, "")
-    return ClientError("; ".join(filter(None, (f"{address}: {status}: {details}", next_step))), status=status)
+    is_told = status != "UNAVAILABLE" and "; " in details  # the server's own words end with what to do
+    advice = "" if is_told else next_step(status)
+    return ClientError("; ".join(filter(None, (f"{address}: {status}: {details}", advice))), status=status)
+
+
+def next_step(status: str) -> str:
+    """Return what is to be tried where a call ended with this status; empty where nothing is known to help."""
+    return _NEXT_STEPS.get(status, "")

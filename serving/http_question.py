@@ -31,7 +31,8 @@ class Question:
         unknown = set(query) - {"version", "top_k", "min_score", "timeout_ms"}
         if unknown:
             raise InvalidRequestError(
-                f"query: found {min(unknown)[:32]!r}, wanted version, top_k, min_score or timeout_ms"
+                f"query: found {min(unknown)[:32]!r}, wanted version, top_k, min_score or timeout_ms; a model is named "
+                "in the path, /v1/models/NAME:classify"
             )
         return cls(
             model=model,

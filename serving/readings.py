@@ -104,8 +104,8 @@ def _next_step(error: Exception, reason: object) -> str:
     if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.UNAUTHORIZED:
         return "give --token or CALOTYPE_TOKEN"
     if isinstance(reason, ssl.SSLError | ConnectionResetError):  # http.client's RemoteDisconnected is one too
-        return "name the server's --http-address, and --tls-ca (--tls-cert, --tls-key) where it wants them"
-    return "name the server's --http-address"
+        return "give as --address the server's --http-address, and --tls-ca (--tls-cert, --tls-key) where it wants them"
+    return "give as --address the server's --http-address"
 
 
 def parse(text: str, *, at_s: float) -> Reading:

@@ -27,6 +27,7 @@ from serving.metrics import Metrics
 from serving.watched import WatchedFiles
 
 _LINE: Final = re.compile(r"(?P<name>[\w.-]{1,64}):(?P<digest>[0-9a-f]{64})(?::(?P<rate>\d{1,6}(?:\.\d{1,6})?))?", re.A)
+_NAME: Final = "the name of up to 64 letters, digits, '.', '_', '-'"
 _MAX_FILE_BYTES: Final = 2**20
 _TOKEN_BYTES: Final = 32
 _MAX_HEADER_CHARACTERS: Final = 512  # nothing longer is hashed
@@ -56,7 +57,7 @@ def new_token(name: str, *, requests_per_s: float = 0.0) -> tuple[str, TokenLine
     try:
         parsed = _parse_line(str(line), place=repr(name))
     except TokensFileError as error:
-        raise SettingsError(str(error)) from error
+        raise SettingsError(f"{name!r}: wanted {_NAME}") from error
     if parsed.requests_per_s == 0 < requests_per_s:
         raise SettingsError(f"{name}: found {requests_per_s:g} requests/s, wanted 0 or at least 0.000001")
     return token, line
@@ -166,9 +167,7 @@ class _Bucket:
 def _parse_line(line: str, *, place: str) -> TokenLine:
     found = _LINE.fullmatch(line)
     if found is None:
-        raise TokensFileError(
-            f"{place}: wanted name:sha256[:requests_per_s], the name of letters, digits, '.', '_', '-'"
-        )
+        raise TokensFileError(f"{place}: wanted name:sha256[:requests_per_s], {_NAME}")
     return TokenLine(name=found["name"], digest=found["digest"], requests_per_s=float(found["rate"] or 0))
 
 

@@ -102,6 +102,8 @@ class _Supervisor:
             signal.signal(number, lambda *_: None)  # the wake-up tells
         try:
             for place in range(self._settings.workers):
+                if wait([self._stop_reader], 0):
+                    return
                 self._workers.append(self._start_first(place))
             self._watch()
         finally:

@@ -20,6 +20,7 @@ from serving.bench import percentile
 from serving.client import _OPTIONS, AsyncClient, Client
 from serving.errors import ClientError, SettingsError
 from serving.settings import ServerSettings
+from serving.variables import mistyped_variables
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_client_error_names_address_and_next_step(address):
     """An absent server and a wrong model, each with its status."""
     with (
         Client("127.0.0.1:1") as client,
-        pytest.raises(ClientError, match=r"127\.0\.0\.1:1: .*serving health") as caught,
+        pytest.raises(ClientError, match=r"127\.0\.0\.1:1: .*is it running") as caught,
     ):
         client.classify([b"x"], timeout_s=5)
     assert caught.value.status == "UNAVAILABLE"
@@ -156,21 +157,35 @@ def test_health_command_exits_0_or_1(address):
     """As a container's health check wants it."""
     assert command("health", "--address", address).returncode == 0
     assert command("health", "--address", address, "--service", "colours").stdout == "SERVING\n"
-    assert command("health", "--address", "127.0.0.1:1").returncode == 1
+    nobody = command("health", "--address", "127.0.0.1:1")
+    assert nobody.returncode == 1
+    assert "is it running" in nobody.stderr
+    unknown = command("health", "--address", address, "--service", "shades")
+    assert (unknown.returncode, unknown.stderr) == (1, f"{address}: shades: no such service, model or version\n")
 
 
 def test_every_setting_is_a_flag_and_a_variable():
-    """`run --help` shows them all."""
+    """`run --help` shows them all, whole also where a terminal is narrow."""
     done = subprocess.run(
         [sys.executable, "-m", "serving", "run", "--help"],
         capture_output=True,
         text=True,
-        env={**ENVIRONMENT, "COLUMNS": "300", "TERMINAL_WIDTH": "300"},
+        env={**ENVIRONMENT, "COLUMNS": "80", "TERMINAL_WIDTH": "80"},
         check=True,
     )
     for name in ServerSettings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in done.stdout
         assert f"CALOTYPE_{name.upper()}" in done.stdout
+
+
+def test_a_variable_that_is_nearly_one_of_ours_is_told():
+    """Not those that a cluster sets for a service of our name, nor a client's."""
+    ours = ["CALOTYPE_WATCH_S", "CALOTYPE_TOKEN", "CALOTYPE_TOKENS", "CALOTYPE_CLIENT_TLS_KEY", "CALOTYPE_MODELS"]
+    cluster = ["CALOTYPE_SERVICE_HOST", "CALOTYPE_PORT", "CALOTYPE_PORT_50051_TCP_ADDR", "PATH"]
+    assert list(mistyped_variables([*ours, *cluster, "CALOTYPE_WATCHS", "CALOTYPE_KEPT"])) == [
+        ("CALOTYPE_KEPT", "CALOTYPE_KEEP"),
+        ("CALOTYPE_WATCHS", "CALOTYPE_WATCH_S"),
+    ]
 
 
 def test_settings_that_contradict_one_another_are_refused():

@@ -209,7 +209,10 @@ def test_int8_that_fails_its_golden_pictures_is_refused_by_name(models):
 
 def test_empty_folder_is_refused(tmp_path):
     """One line that says what to do."""
-    assert re.search(r"no models; write one with `trainer export", refusal(tmp_path))
+    assert re.search(r"no models; write one with `trainer export RUN --name", refusal(tmp_path))
+    tiny_bundle.write(tmp_path)
+    for folder in (tmp_path / "colours", tmp_path / "colours" / "1"):
+        assert f"no models, but versions of one; serve {tmp_path}" in refusal(folder)
 
 
 def test_only_signed_bundles_serve_where_that_is_required(models, tmp_path):

@@ -260,6 +260,16 @@ def test_workers_share_the_cores_and_end_with_their_supervisor(models):
             os.close(number)
 
 
+def test_a_signal_while_workers_are_started_starts_no_more(models):
+    """A number that is much too large is taken back at once."""
+    with process(models, "--workers", "40", "--http-address", "off") as started:
+        running = Crew(started)
+        running.next("worker started")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(PATIENCE_S) == 0
+    assert sum("worker started" in line for line in running.heard) < 20
+
+
 def test_a_second_signal_ends_workers_at_once(models):
     """They would go on answering for another minute."""
     with process(models, "--workers", "2", "--http-address", "off", "--lame-duck-s", "60") as started:
