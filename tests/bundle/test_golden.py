@@ -24,6 +24,20 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
+def test_a_variant_is_proved_as_it_is_going_to_run(tiny: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """With the provider, the threads and the memory of a GPU that were asked for."""
+    asked: list[dict[str, object]] = []
+
+    def opened(bundle: Bundle, **options: object):
+        asked.append(options)
+        return open_model(bundle)
+
+    monkeypatch.setattr("bundle.golden.open_model", opened)
+    wanted = {"precision": "fp32", "provider": "auto", "intra_op_threads": 3, "cuda_memory_mb": 512}
+    open_proved(tiny, **wanted)  # type: ignore[arg-type]
+    assert asked == [wanted]
+
+
 def test_an_untouched_bundle_passes(tiny: Bundle):
     """The answers here are the answers at export."""
     assert replay(open_model(tiny)) < 1e-5

@@ -21,6 +21,25 @@ def test_versions_ascend_by_number(tmp_path: Path):
     assert versions(tmp_path, "tiny") == [1, 9, 10, 11]
 
 
+def test_a_new_version_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A machine that loses its power leaves a whole version or none."""
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda number: synced.append((os.fstat(number).st_ino, versions(tmp_path, "tiny"))))
+    with new_version(tmp_path, "tiny") as (folder, _):
+        (folder / "sub").mkdir()
+        for name in ("file", "sub/file"):
+            (folder / name).write_text("x")
+    files = [tmp_path / "tiny" / "1" / name for name in ("file", "sub/file")]
+    assert sorted(synced) == sorted((file.stat().st_ino, []) for file in files)
+
+
+def test_a_name_leads_to_no_other_folder(tmp_path: Path):
+    """Whoever asks for it."""
+    make_bundle(tmp_path / "models")
+    assert versions(tmp_path / "models", "tiny") == [1]
+    assert versions(tmp_path / "models", "../models/tiny") == []
+
+
 def test_the_newest_version_is_read(tmp_path: Path):
     """A model that was exported twice is served in its second version."""
     make_bundle(tmp_path)

@@ -1,5 +1,6 @@
 """Whose bundle it is: signed as it stands by a trusted key, or refused with the reason."""
 
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from bundle.errors import BundleError, KeyFileError, SignatureError
+from bundle.manifest import Twin
 from bundle.repository import Bundle
 from bundle.signature import check_files, sign, trusted_keys, verify, write_keys
 from tests.bundle.tiny_bundle import MODEL_FILE, make_bundle
@@ -53,6 +55,19 @@ def test_signed_bundle_verifies(bundle: Bundle, private: Path):
     sign(bundle.folder, private)
     assert verify(bundle.folder, private.with_suffix(".pub")) == bundle
     assert check_files(bundle) == []
+
+
+def test_a_twin_is_signed_too(tmp_path: Path, private: Path):
+    """Also what the server does not run."""
+    twin = b"torchscript"
+    listed = Twin(runtime="torchscript", file="model.pt", sha256=hashlib.sha256(twin).hexdigest())
+    made = make_bundle(tmp_path / "others", twins=(listed,))
+    (made.folder / "model.pt").write_bytes(twin)
+    sign(made.folder, private)
+    assert check_files(made) == []
+    (made.folder / "model.pt").write_bytes(b"another")
+    with pytest.raises(BundleError, match=r"model\.pt: sha256 is"):
+        check_files(made)
 
 
 def test_signature_is_what_openssl_checks(bundle: Bundle, private: Path):

@@ -144,6 +144,21 @@ def test_where_memory_is_used_up_the_oldest_half_is_refused():
     scene(play)
 
 
+def test_nobody_is_refused_for_memory_that_the_c_library_can_give_back(monkeypatch):
+    """It keeps what refused messages leave behind."""
+
+    async def play(arrivals, coming, memory):
+        monkeypatch.setattr("serving.arrivals.return_memory", lambda: setattr(memory, "used_mb", ALLOWED_MB))
+        calls = coming(4)
+        await memory.looked_at()
+        memory.used_mb = ALLOWED_MB + 1
+        await memory.until(lambda: memory.used_mb == ALLOWED_MB)
+        await memory.looked_at()
+        assert refused(calls) == [False] * 4
+
+    scene(play)
+
+
 def test_streams_are_refused_only_where_there_is_nothing_else():
     """They may just be idle."""
 

@@ -492,6 +492,27 @@ def test_queues_share_what_may_wait_and_give_all_of_it_back():
     assert occupancy.encoded.used_bytes == 0
 
 
+def test_how_long_an_item_would_wait_is_told_by_many_and_shared_by_all():
+    """One odd batch in ten weighs a tenth; two instances halve it; the refusal says by how much it is too long."""
+    admission = Admission(replace(LIMITS, instances=2, max_queue_ms=900))
+    admission.note_pace(0.1)
+    admission.note_pace(1.1)  # 0.2 s an item
+    admission.enter(10, 0, now=0.0)
+    with pytest.raises(QueueFullError, match="10 items wait, for about 1000 ms, at most 900") as caught:
+        admission.check(1, 0, now=0.0)
+    assert caught.value.retry_after_s == pytest.approx(0.1)
+
+
+def test_an_answer_must_be_in_time_for_the_last_item_of_a_request():
+    """One more may be, and not five."""
+    admission = Admission(LIMITS)
+    admission.note_pace(0.1)
+    admission.enter(1, 0, now=0.0)
+    admission.check(1, 0, now=0.0, deadline=0.4)
+    with pytest.raises(DeadlineExceededError):
+        admission.check(5, 0, now=0.0, deadline=0.4)
+
+
 def test_what_is_too_much_takes_nothing():
     """Neither in all nor, where another queue is faster, after a look that found room."""
     budget = ByteBudget(10)

@@ -882,10 +882,11 @@ def test_a_body_whose_length_is_told_twice_ends_the_connection(running):
     assert said.count(b"HTTP/1.1 ") == 1
 
 
-def test_a_target_with_its_host_means_its_path(running):
+@pytest.mark.parametrize("scheme", [b"http", b"https"])
+def test_a_target_with_its_host_means_its_path(running, scheme):
     """As of a proxy."""
     with socket.create_connection(("127.0.0.1", running), timeout=20) as connection:
-        connection.sendall(b"GET http://x:1/healthz?y HTTP/1.1\r\nhost: x:1\r\nconnection: close\r\n\r\n")
+        connection.sendall(b"GET " + scheme + b"://x:1/healthz?y HTTP/1.1\r\nhost: x:1\r\nconnection: close\r\n\r\n")
         assert b'{"status":"alive"}' in read_all(connection)
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +249,21 @@ def test_a_plan_is_measured_once_a_model_machine_and_process(models, tmp_path, m
     Planner(cache).plan(RULE, newer, cores=2)
     Planner(cache).plan(RULE, colours, cores=4)
     assert searched == [2, 2, 2, 4]
+
+
+@pytest.mark.parametrize("change", ["precision", "runtime"])
+def test_a_plan_is_one_variants_and_one_runtimes(models, tmp_path, monkeypatch, change):
+    """INT8 may want other threads than floats, and another onnxruntime too."""
+    searched = []
+    monkeypatch.setattr("serving.plan_search.search_plan", lambda *_, **__: searched.append(1) or SINGLE)
+    bundle = load_bundle(models / "colours" / "1")
+    cache = PlanCache(tmp_path / "plans.json")
+    Planner(cache).plan(RULE, SimpleNamespace(bundle=bundle, variant=SimpleNamespace(precision="fp32")), cores=2)
+    if change == "runtime":
+        monkeypatch.setattr("onnxruntime.__version__", "9.9")
+    precision = "int8" if change == "precision" else "fp32"
+    Planner(cache).plan(RULE, SimpleNamespace(bundle=bundle, variant=SimpleNamespace(precision=precision)), cores=2)
+    assert searched == [1, 1]
 
 
 def test_nothing_is_measured_while_requests_are_answered(models, tmp_path, monkeypatch):

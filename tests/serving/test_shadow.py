@@ -10,6 +10,8 @@ import tiny_bundle
 from running import LIMIT_S, Running, classify, load, plain_channel, until
 
 from bundle.contract import Contract, PreprocessSpec
+from bundle.errors import CorruptImageError
+from serving.errors import QueueFullError
 from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.shadow import Shadow, mean_difference
@@ -17,6 +19,7 @@ from serving.steps import Verdict
 from serving.versions import Shadowing
 
 LABELS = {"model": "colours", "version": "2"}
+ANSWER = Verdict(np.array([0.9, 0.1], np.float32), unknown=False, input_s=0.0, inference_s=0.0)
 
 
 def shadowed(server, agreement):
@@ -27,11 +30,11 @@ def shadowed(server, agreement):
 class Version:
     """A served version that takes what it is given and answers nothing by itself."""
 
-    def __init__(self, version, *, resize_px=32, queued=0):
+    def __init__(self, version, *, resize_px=32, queued=0, labels=("red", "blue")):
         self.contract = Contract(
             name="colours",
             version=version,
-            labels=("red", "blue"),
+            labels=labels,
             preprocess=PreprocessSpec(resize_px=resize_px, crop_px=24),
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
@@ -62,8 +65,7 @@ def offer(images, *, answering, candidate):
     """Offer answered pictures to a candidate that is to have them all; return what counts them."""
     metrics = Metrics()
     shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=metrics)
-    answer = Verdict(np.array([0.9, 0.1], np.float32), unknown=False, input_s=0.0, inference_s=0.0)
-    shadow.offer(images, [answer] * len(images), answering=answering)
+    shadow.offer(images, [ANSWER] * len(images), answering=answering)
     return metrics
 
 
@@ -99,6 +101,36 @@ def test_a_candidate_gets_no_pixels_that_were_scaled_for_the_other():
     assert other.taken == [b"encoded"]
     other.futures[0].set_result(Verdict(np.array([0.2, 0.8], np.float32), unknown=False, input_s=0.0, inference_s=0.0))
     assert counted(metrics) == {"different": 1}
+
+
+def test_a_picture_that_could_not_be_read_is_not_tried(models):
+    """Its neighbours in the request are."""
+    candidate = Version(2)
+    shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=Metrics())
+    shadow.offer([b"one", b"torn"], [ANSWER, CorruptImageError("torn")], answering=Version(1))
+    assert candidate.taken == [b"one"]
+
+
+def test_answers_are_compared_by_their_labels_names():
+    """A candidate may have them in another order."""
+    candidate = Version(2, labels=("blue", "red"))
+    metrics = offer([b"one"], answering=Version(1), candidate=candidate)
+    candidate.futures[0].set_result(ANSWER._replace(scores=ANSWER.scores[::-1]))
+    assert counted(metrics) == {"same": 1}
+    assert metrics.registry.get_sample_value("calotype_shadow_difference_sum", LABELS) == pytest.approx(0)
+
+
+def test_who_answers_is_no_candidate_and_who_refuses_drops():
+    """Neither is an opinion."""
+    answering, full = Version(1), Version(2)
+    assert counted(offer([b"one"], answering=answering, candidate=answering)) == {}
+    assert answering.taken == []
+
+    def refuse(images, *, deadline):
+        raise QueueFullError("full", retry_after_s=1.0)
+
+    full.submit = refuse
+    assert counted(offer([b"one", b"two"], answering=answering, candidate=full)) == {"dropped": 2}
 
 
 def test_agreement_and_difference_are_counted(models):
