@@ -262,12 +262,12 @@ def test_workers_share_the_cores_and_end_with_their_supervisor(models):
 
 def test_a_signal_while_workers_are_started_starts_no_more(models):
     """A number that is much too large is taken back at once."""
-    with process(models, "--workers", "40", "--http-address", "off") as started:
+    with process(models, "--workers", "200", "--http-address", "off") as started:
         running = Crew(started)
         running.next("worker started")
         started.send_signal(signal.SIGTERM)
         assert started.wait(PATIENCE_S) == 0
-    assert sum("worker started" in line for line in running.heard) < 20
+    assert sum("worker started" in line for line in running.heard) < 150  # some five, on an idle machine
 
 
 def test_a_second_signal_ends_workers_at_once(models):
