@@ -8,13 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 import tiny_bundle
 from test_process import ENVIRONMENT, port, process
 
 from protos import classifier_pb2 as pb
+from protos import classifier_pb2_grpc
 from serving.answers import enum_name
 from serving.bench import percentile
 from serving.client import _OPTIONS, AsyncClient, Client
@@ -263,6 +267,88 @@ def test_whatever_holds_bytes_is_a_picture(address, kind):
     """As from a camera's buffer."""
     with Client(address) as client:
         assert client.classify([kind(tiny_bundle.picture("red"))]).results[0].predictions[0].label == "red"
+
+
+class Hesitant(classifier_pb2_grpc.ClassifierServicer):
+    """Refuses with a status as often as it is told to, then answers."""
+
+    def __init__(self, code, *, times, details="", push_back=""):
+        self._code, self._left, self._details, self._push_back = code, times, details, push_back
+        self.calls = 0
+
+    def Classify(self, request, context):  # noqa: N802 -- rpc
+        self.calls += 1
+        if self.calls > self._left:
+            return pb.ClassifyResponse(model="colours", version="1")
+        if self._push_back:
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", self._push_back),))
+        return context.abort(self._code, self._details)
+
+
+@contextmanager
+def hesitant(code, **options):
+    """Such a server; the servicer, and a client of it."""
+    servicer, server = Hesitant(code, **options), grpc.server(ThreadPoolExecutor(2))
+    classifier_pb2_grpc.add_ClassifierServicer_to_server(servicer, server)
+    port_number = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port_number}") as client:
+            yield servicer, client
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"])
+def test_a_client_tries_again_also_with_photographs(status):
+    """gRPC itself keeps 256 KB for that; four more times, and no more."""
+    with hesitant(grpc.StatusCode[status], times=2, push_back="1") as (servicer, client):
+        assert client.classify([bytes(2**20)], timeout_s=20).version == "1"
+        assert servicer.calls == 3
+    with hesitant(grpc.StatusCode[status], times=9, push_back="1") as (servicer, client):
+        with pytest.raises(ClientError) as caught:
+            client.classify([b"x"], timeout_s=20)
+        assert (caught.value.status, servicer.calls) == (status, 5)
+
+
+@pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "INTERNAL", "DEADLINE_EXCEEDED", "NOT_FOUND"])
+def test_a_client_does_not_try_again_what_will_not_change(status):
+    """It would only cost the server."""
+    with hesitant(grpc.StatusCode[status], times=1) as (servicer, client):
+        with pytest.raises(ClientError):
+            client.classify([b"x"], timeout_s=20)
+        assert servicer.calls == 1
+
+
+def test_advice_is_given_once():
+    """The server's own where it gives some."""
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    with (
+        hesitant(code, times=1, details="it is late; allow more time") as (_, client),
+        pytest.raises(ClientError, match=r"DEADLINE_EXCEEDED: it is late; allow more time$"),
+    ):
+        client.classify([b"x"])
+    with (
+        hesitant(code, times=1, details="it is late") as (_, client),
+        pytest.raises(ClientError, match=r"it is late; allow more seconds, or send fewer images$"),
+    ):
+        client.classify([b"x"])
+
+
+def test_who_cancels_a_call_of_a_closed_client_gets_a_cancellation(address):
+    """Both at once: what the caller asked for counts."""
+
+    async def scene():
+        client = AsyncClient(address)
+        calling = asyncio.create_task(client.classify([tiny_bundle.picture("red")]))
+        await asyncio.sleep(0)
+        calling.cancel()
+        client._is_closed = True
+        await asyncio.wait({calling})
+        await client.close()
+        return calling.cancelled()
+
+    assert asyncio.run(scene())
 
 
 def test_a_closed_client_says_so(address):
