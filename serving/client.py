@@ -52,7 +52,7 @@ _NEXT_STEPS: Final = {
     "INTERNAL": "look into the server's log",
 }
 
-
+_TOLD_BY_THE_SERVER: Final = ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # with what to do, unless the library says so
 _LONGEST_S: Final = 30 * 86_400.0
 
 Image = bytes | bytearray | memoryview
@@ -203,7 +203,7 @@ def _closed(address: str) -> ClientError:
 
 def _client_error(error: grpc.RpcError, address: str) -> ClientError:
     status, details = error.code().name, (error.details() or "").strip()
-    is_told = status != "UNAVAILABLE" and "; " in details  # the server's own words end with what to do
+    is_told = status in _TOLD_BY_THE_SERVER and "; " in details
     advice = "" if is_told else next_step(status)
     return ClientError("; ".join(filter(None, (f"{address}: {status}: {details}", advice))), status=status)
 
