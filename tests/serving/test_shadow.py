@@ -208,7 +208,8 @@ def test_a_candidate_that_is_not_here_is_told(models, capfd):
 def test_a_newest_version_that_answers_itself_is_told(models, capfd):
     """Without a pin it never shadows anything."""
     with Running(models, shadow="colours=newest:1"):
-        until(lambda: "pin an older one" in capfd.readouterr().out, what="the complaint")
+        heard = []  # a look may come in the middle of a line
+        until(lambda: heard.append(capfd.readouterr().out) or "pin an older one" in "".join(heard), what="it")
 
 
 def test_versions_with_other_labels_are_compared_by_name():
