@@ -61,6 +61,12 @@ class Shelved:
         return self._version
 
 
+def hear(capfd, words):
+    """Wait for a line of the log; a look may come in the middle of it."""
+    heard = []
+    until(lambda: heard.append(capfd.readouterr().out) or words in "".join(heard), what=words)
+
+
 def offer(images, *, answering, candidate):
     """Offer answered pictures to a candidate that is to have them all; return what counts them."""
     metrics = Metrics()
@@ -202,14 +208,13 @@ def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
 def test_a_candidate_that_is_not_here_is_told(models, capfd):
     """Nothing would be compared, in silence."""
     with Running(models, shadow="colours=9:1"):
-        until(lambda: "version 9 is to shadow it, and is not here" in capfd.readouterr().out, what="the complaint")
+        hear(capfd, "version 9 is to shadow it, and is not here")
 
 
 def test_a_newest_version_that_answers_itself_is_told(models, capfd):
     """Without a pin it never shadows anything."""
     with Running(models, shadow="colours=newest:1"):
-        heard = []  # a look may come in the middle of a line
-        until(lambda: heard.append(capfd.readouterr().out) or "pin an older one" in "".join(heard), what="it")
+        hear(capfd, "pin an older one")
 
 
 def test_versions_with_other_labels_are_compared_by_name():
