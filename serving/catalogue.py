@@ -77,11 +77,10 @@ class Catalogue:
         except BundleError as error:
             raise StartupError(str(error)) from error
         if not names:
-            meant = models_above(self._models)
-            advice = (
-                f"serve {meant}" if meant else f"write one with `trainer export RUN --name NAME --to {self._models}`"
-            )
-            raise StartupError(f"{self._models}: no models{', but versions of one' if meant else ''}; {advice}")
+            if meant := models_above(self._models):
+                raise StartupError(f"{self._models}: no models, but versions of one; serve {meant}")
+            advice = f"write one with `trainer export RUN --name NAME --to {self._models}`"
+            raise StartupError(f"{self._models}: no models; {advice}")
         self._wishes.begin(names)
         reasons = {name: reason for name in names if (reason := self._load_first(name))}
         missed = self._wishes.missed(reasons)

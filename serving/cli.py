@@ -24,7 +24,7 @@ from serving import bench as benchmark
 from serving.answers import Classification
 from serving.channel import Access
 from serving.cli_show import show_answers, show_measurement
-from serving.client import DEFAULT_ADDRESS, Client, next_step
+from serving.client import DEFAULT_ADDRESS, Client, with_next_step
 from serving.errors import ClientError, StartupError, UnreadableFileError
 from serving.memory import freeze_heap
 from serving.readings import DEFAULT_HTTP_ADDRESS, read, since_start
@@ -171,8 +171,9 @@ def health(
             status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
         except grpc.RpcError as error:
             status = error.code().name
-            words = [address, *filter(None, [service]), " ".join(str(error.details()).split())]
-            typer.echo("; ".join([": ".join(words), *filter(None, [next_step(status)])]), err=True)
+            asked = f"{address}: {service}" if service else address
+            text = f"{asked}: {' '.join(str(error.details()).split())}"
+            typer.echo(with_next_step(text, status=status), err=True)
     typer.echo(status)
     if status != "SERVING":
         raise typer.Exit(1)

@@ -203,11 +203,11 @@ def _closed(address: str) -> ClientError:
 
 def _client_error(error: grpc.RpcError, address: str) -> ClientError:
     status, details = error.code().name, (error.details() or "").strip()
+    text = f"{address}: {status}: {details}"
     is_told = status in _TOLD_BY_THE_SERVER and "; " in details
-    advice = "" if is_told else next_step(status)
-    return ClientError("; ".join(filter(None, (f"{address}: {status}: {details}", advice))), status=status)
+    return ClientError(text if is_told else with_next_step(text, status=status), status=status)
 
 
-def next_step(status: str) -> str:
-    """Return what is to be tried where a call ended with this status; empty where nothing is known to help."""
-    return _NEXT_STEPS.get(status, "")
+def with_next_step(text: str, *, status: str) -> str:
+    """Return the text, and what is to be tried where a call ended with this status, if anything is known to help."""
+    return "; ".join(filter(None, (text, _NEXT_STEPS.get(status))))

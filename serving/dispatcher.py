@@ -5,13 +5,12 @@ where something is wrong. Knows neither grpc nor HTTP nor onnxruntime.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -69,8 +68,7 @@ class Dispatcher:
     ) -> None:
         self.catalogue = catalogue
         self._max_images = max_images_per_request
-        self._requests = cache(metrics.requests.labels)  # few: a model, a door and a status are no stranger's words
-        self._request_seconds = cache(metrics.request_seconds.labels)
+        self._metrics = metrics
         self._tracing = tracing
         self._shadow = shadow
         self._active = 0
@@ -156,7 +154,7 @@ class Dispatcher:
     def count_refusal(self, error: BaseException, *, door: Door, model: str = "") -> None:
         """Count a request that a door refused by itself, before there was anything to classify."""
         status = status_name(error)
-        self._requests(door, model, status).inc()
+        self._metrics.requests.labels(door, model, status).inc()
         _log(status, reason=str(error), door=door, model=model)
 
     @contextmanager
@@ -181,10 +179,10 @@ class Dispatcher:
             name = served.contract.name if served else ""
             if served:
                 served.note_request(course.outcomes, seconds=seconds)
-            self._requests(door, name, status).inc()
+            self._metrics.requests.labels(door, name, status).inc()
             if status == "OK":  # refusals take microseconds: the more of them, the faster it would look
-                self._request_seconds(door, name).observe(seconds)
-            _log(status, reason=reason, seconds=seconds, door=door, model=name, pictures=picture_count)
+                self._metrics.request_seconds.labels(door, name).observe(seconds)
+            _log(status, reason=reason, door=door, model=name, pictures=picture_count, ms=round(1000 * seconds, 1))
 
     def _check(self, images: Sequence[Payload]) -> None:
         if not images:
@@ -195,14 +193,9 @@ class Dispatcher:
             )
 
 
-def _log(status: str, *, reason: str, seconds: float | None = None, **facts: str | float) -> None:
+def _log(status: str, *, reason: str, **facts: str | float) -> None:
     """Log one request by how it ended."""
-    is_expected = status in _EXPECTED
-    if is_expected and not log.is_enabled_for(logging.DEBUG):
-        return
-    if seconds is not None:
-        facts["ms"] = round(1000 * seconds, 1)
-    if is_expected:
+    if status in _EXPECTED:
         log.debug("request", status=status, **facts)
     else:
         log.warning("request", status=status, reason=reason, **facts)

@@ -40,10 +40,7 @@ class Shelf:
 
     def get(self, version: int | None) -> Entry | None:
         """Return a version's entry."""
-        for entry in self.entries:
-            if entry.version == version:
-                return entry
-        return None
+        return next((entry for entry in self.entries if entry.version == version), None)
 
     def named(self, version: str) -> Entry:
         """Return the entry of a version that a request names, or what answers where it names none.
@@ -116,7 +113,6 @@ class Shelves:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Shelf] = {}  # replaced, never changed
-        self._answering: list[Entry] = []  # likewise
         self._changing = threading.Lock()
         self.left: list[ServedModel] = []  # what is on no shelf any more, each once: to be closed by who takes it out
 
@@ -134,7 +130,7 @@ class Shelves:
 
     def answering(self) -> list[Entry]:
         """Return the version of each model that answers, where one does."""
-        return self._answering
+        return [entry for shelf in self._by_name.values() if (entry := shelf.get(shelf.answering))]
 
     def put(self, entry: Entry) -> None:
         """Put a version in its place."""
@@ -151,7 +147,6 @@ class Shelves:
             before, after = self[name], change(self[name])
             by_name = {**self._by_name, name: after}
             self._by_name = {key: shelf for key, shelf in by_name.items() if shelf.entries}
-            self._answering = [entry for shelf in self._by_name.values() if (entry := shelf.get(shelf.answering))]
             stay = [entry.served for entry in after.entries]
             self.left += [entry.served for entry in before.entries if entry.served and entry.served not in stay]
         return before

@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode=None,  # its table cuts the names of options at 80 columns
 )
 app.add_typer(data_app, name="data")
 app.add_typer(try_app)
