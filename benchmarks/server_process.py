@@ -66,11 +66,17 @@ def running_server(models: Path, *options: str) -> Iterator[ServerProcess]:
 
     Without HTTP, unless the options ask for it.
     """
-    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0"]
-    command += ["--http-address", "off", "--log-format", "json", *options]
+    command = ["serving", "run", str(models), "--address", "127.0.0.1:0", "--http-address", "off"]
+    with running_module(*command, "--log-format", "json", *options) as server:
+        yield server
+
+
+@contextmanager
+def running_module(*command: str) -> Iterator[ServerProcess]:
+    """Run a Python module that says SERVING, in JSON on standard error, as `serving run` does."""
     # A file, not a pipe: a server whose log nobody reads stops when the pipe is full.
     with tempfile.NamedTemporaryFile(suffix=".log") as file:
-        process = subprocess.Popen(command, stderr=file)
+        process = subprocess.Popen([sys.executable, "-m", *command], stderr=file)
         try:
             log = Path(file.name)
             serving = _serving(process, log)

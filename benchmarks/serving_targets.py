@@ -1,7 +1,7 @@
 """Compare the server with the in-process ceiling and with plain practice, and print each target beside its value.
 
-`make bench [DATA=folder] [MODEL=models/NAME/VERSION]`. Every figure is a ratio within one round: plain practice,
-ceiling and server take turns on the same cores with the same pictures, and the medians over the rounds are shown. The
+`make bench [DATA=folder] [MODEL=models/NAME/VERSION]`. Every figure is a ratio within one round, of what was
+measured in turns on the same cores with the same pictures, and the medians over the rounds are shown. The
 load generator runs on the same cores; its CPU time is told beside, and only the server's own is held against the
 ceiling's.
 """
@@ -53,7 +53,7 @@ def main(
     model: Annotated[Path, typer.Argument(help="Name a bundle models/NAME/VERSION.")],
     data: Annotated[Path, typer.Argument(help="Name a folder of JPEGs, searched below.")],
     rounds: Annotated[int, typer.Option(help="Measure so often and show medians.", min=1)] = 3,
-    seconds: Annotated[float, typer.Option(help="Measure each for so many s.", min=1)] = 4.0,
+    seconds: Annotated[float, typer.Option(help="Measure each turn for so many s.", min=1)] = 2.0,
     pictures: Annotated[int, typer.Option(help="Use at most so many pictures.", min=8)] = 200,
 ) -> None:
     """Print the table; exit 1 where a target is missed."""
