@@ -61,6 +61,7 @@ class _Record:
 
 _METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}/Classify"
 _OPTIONS: Final = (("grpc.enable_retries", 0), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES))
+_AWAY_S: Final = 0.1  # before a caller tries a server again that is not there: else only this would be busy
 Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
@@ -79,7 +80,11 @@ async def _closed_loop(call: Call, requests: Sequence[bytes], *, load: Load, rec
 
     async def caller() -> None:
         while time.perf_counter() < until and not _is_last(number := next(numbers), load):
-            await _send(call, requests[number % len(requests)], load=load, record=record, due=time.perf_counter())
+            is_there = await _send(
+                call, requests[number % len(requests)], load=load, record=record, due=time.perf_counter()
+            )
+            if not is_there:
+                await asyncio.sleep(_AWAY_S)
 
     await asyncio.gather(*(caller() for _ in range(load.concurrency)))
 
@@ -96,7 +101,8 @@ async def _open_loop(call: Call, requests: Sequence[bytes], *, load: Load, recor
             calls.create_task(_send(call, requests[number % len(requests)], load=load, record=record, due=due))
 
 
-async def _send(call: Call, request: bytes, *, load: Load, record: _Record, due: float) -> None:
+async def _send(call: Call, request: bytes, *, load: Load, record: _Record, due: float) -> bool:
+    """Send one and record what came of it; say whether a server was there."""
     try:
         answer = pb.ClassifyResponse.FromString(
             await call(request, timeout=load.timeout_s, metadata=load.access.metadata())
@@ -104,12 +110,13 @@ async def _send(call: Call, request: bytes, *, load: Load, record: _Record, due:
     except grpc.aio.AioRpcError as failure:
         record.refused_s.append(time.perf_counter() - due)
         record.errors[failure.code().name] += 1
-        return
+        return failure.code() is not grpc.StatusCode.UNAVAILABLE
     result = answer.results[0]
     if result.HasField("error"):
         record.errors[f"image {enum_name(pb.ImageError.Code, result.error.code)}"] += 1
     else:
         record.latencies_s.append(time.perf_counter() - due)
+    return True
 
 
 def percentile(values: Sequence[float], share: float) -> float:

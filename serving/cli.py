@@ -129,6 +129,9 @@ def bench(
     measured = uvloop.run(benchmark.measure(_read(images), load))
     show_measurement(measured, as_json=as_json)
     if measured.errors:
+        if not measured.pictures_per_s:
+            status = max(measured.errors, key=measured.errors.__getitem__)
+            typer.echo(with_next_step(f"{address}: {status}, no picture was answered", status=status), err=True)
         raise typer.Exit(1)
 
 

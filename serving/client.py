@@ -51,7 +51,8 @@ _NEXT_STEPS: Final = {
     "UNIMPLEMENTED": "is this a Calotype server?",
     "INTERNAL": "look into the server's log",
 }
-
+_SPEAKS_HTTP: Final = "http1.x server"  # in the library's words
+_OTHER_PORT: Final = "that port speaks HTTP, wanted the one of gRPC, usually 50051"
 _TOLD_BY_THE_SERVER: Final = ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # with what to do, unless the library says so
 _LONGEST_S: Final = 30 * 86_400.0
 
@@ -210,4 +211,5 @@ def _client_error(error: grpc.RpcError, address: str) -> ClientError:
 
 def with_next_step(text: str, *, status: str) -> str:
     """Return the text, and what is to be tried where a call ended with this status, if anything is known to help."""
-    return "; ".join(filter(None, (text, _NEXT_STEPS.get(status))))
+    step = _OTHER_PORT if _SPEAKS_HTTP in text else _NEXT_STEPS.get(status)
+    return "; ".join(filter(None, (text, step)))

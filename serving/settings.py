@@ -26,14 +26,14 @@ _MOST_BYTES: Final = 2**31 - 1  # of a message, likewise
 
 
 def _setting(text: str, *, low: float | None = None, high: float | None = None) -> Any:  # what typer.Option returns
-    return typer.Option(help=text, min=low, max=high, show_envvar=True)
+    return typer.Option(help=text, min=low, max=high, case_sensitive=False, show_envvar=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """All that decides how a folder of models is served."""
 
-    address: Annotated[str, _setting("Listen on this host:port; port 0 takes a free one.")] = "localhost:50051"
+    address: Annotated[str, _setting("Listen on this host:port, 0: a free one; or unix:path.")] = "localhost:50051"
     http_address: Annotated[str, _setting("Serve HTTP on host:port; no host: that of --address; off: none.")] = ":8080"
     insecure: Annotated[bool, _setting("Listen beyond this machine without TLS.")] = False
     tls_cert: Annotated[Path | None, _setting("Serve with this PEM certificate chain; read again on change.")] = None

@@ -157,6 +157,25 @@ def test_bench_counts_every_request(address, red, options, requests):
     assert 0 < measured["p50_ms"] <= measured["p90_ms"] <= measured["p99_ms"]
 
 
+def test_bench_of_no_server_says_so_and_tries_it_now_and_then(red):
+    """Two callers, for half a second: a hundredth of what could be sent."""
+    done = command("bench", red, "--address", "127.0.0.1:1", "--concurrency", 2, "--seconds", 0.5, "--json")
+    measured = json.loads(done.stdout)
+    assert (done.returncode, measured["pictures_per_s"]) == (1, 0)
+    assert set(measured["errors"]) == {"UNAVAILABLE"}
+    assert measured["requests"] <= 12
+    assert "no picture was answered; is it running" in done.stderr
+
+
+def test_the_port_of_http_is_told_from_none(tmp_path):
+    """The library's own words are about frames."""
+    tiny_bundle.write(tmp_path)
+    with process(tmp_path, "--http-address", "127.0.0.1:0") as started:
+        done = command("health", "--address", f"127.0.0.1:{port(started, 'http_port')}", "--timeout", 20)
+    assert done.returncode == 1
+    assert done.stderr.endswith("; that port speaks HTTP, wanted the one of gRPC, usually 50051\n")
+
+
 def test_health_command_exits_0_or_1(address):
     """As a container's health check wants it."""
     assert command("health", "--address", address).returncode == 0
@@ -190,6 +209,12 @@ def test_a_variable_that_is_nearly_one_of_ours_is_told():
         ("CALOTYPE_KEPT", "CALOTYPE_KEEP"),
         ("CALOTYPE_WATCHS", "CALOTYPE_WATCH_S"),
     ]
+
+
+def test_a_level_of_the_log_may_be_in_capitals(tmp_path):
+    """As the variable for it is in most programs; it gets as far as the folder, which is empty."""
+    done = command("run", tmp_path / "none", "--log-level", "ERROR")
+    assert (done.returncode, "wanted a folder" in done.stderr) == (1, True)
 
 
 def test_settings_that_contradict_one_another_are_refused():
