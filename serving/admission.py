@@ -130,8 +130,18 @@ class Admission:
         self._is_guessed = is_guess
         self._pace_s += _PACE_WEIGHT * (seconds - self._pace_s) if self._pace_s else seconds
 
-    def note_preparation(self, seconds: float) -> None:
-        """Hear how many seconds a prepare thread took for an item."""
+    def note_failure(self, seconds: float) -> None:
+        """Hear how many seconds an instance took for an item of a batch of which nothing came.
+
+        Counts where that is longer than usual: what is found bad at once says nothing of what is good.
+        """
+        if seconds > self._pace_s:
+            self.note_pace(seconds, is_guess=self._is_guessed or not self._pace_s)
+
+    def note_preparation(self, seconds: float, *, has_failed: bool = False) -> None:
+        """Hear how many seconds a prepare thread took for an item; one that has failed counts as in `note_failure`."""
+        if has_failed and seconds <= self._prepare_s:
+            return
         self._prepare_s += _PACE_WEIGHT * (seconds - self._prepare_s) if self._prepare_s else seconds
 
     def _no_room(self) -> QueueFullError:

@@ -181,6 +181,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             else:
                 row = attempt(partial(self._prepare, payload))
             self._finish_prepare(ticket, row, started=started)
+            del entry, ticket, payload, row  # or the picture would be in memory until another comes
 
     def _next_incoming(self) -> tuple[Ticket[Answer], Payload] | None:
         with self._lock:
@@ -201,6 +202,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._ready.append(Item(ticket, lambda: made, now, now - started))
                 self._has_ready.notify()
             else:
+                self._admission.note_preparation(now - started, has_failed=True)
                 self._admission.leave(ticket.size_bytes)
                 self._observer.on_queue(self._admission.items)
             if self._is_closing:
@@ -219,6 +221,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 self._run_batch(share, core)
                 with self._lock:
                     self._admission.end(len(share.live), begun=share.taken)
+            del share  # as above
 
     def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
         for item in share.live:
@@ -226,9 +229,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         with self._occupancy, core:  # not while it is answered: the next item may come at once
             tickets, rows = self._rows(share.live)
             if not tickets:
-                now = self._clock()
-                if not self._limits.prepare_threads and any(item.ticket.is_late(now) for item in share.live):
-                    self._note_pace((now - share.taken) / len(share.live))  # or hopeless work would come for ever
+                self._note_failure(share)
                 return
             run_started = self._clock()
             is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
@@ -237,6 +238,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             if not isinstance(answers, Exception) and len(answers) != len(rows):
                 answers = RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
             if isinstance(answers, Exception):
+                self._note_failure(share)
                 for ticket in tickets:
                     ticket.future.set_exception(answers)
                 return
@@ -252,6 +254,13 @@ class Batcher(Generic[Payload, Row, Answer]):
     def _note_pace(self, seconds: float, *, is_guess: bool = False) -> None:
         with self._lock:  # a queue moves at the pace of batches side by side
             self._admission.note_pace(seconds, is_guess=is_guess)
+
+    def _note_failure(self, share: Share[Row, Answer]) -> None:
+        """Count the time of a batch of which nothing came: else what fails slowly would be let in without end."""
+        seconds = (self._clock() - share.taken) / len(share.live)
+        with self._lock:
+            if not self._limits.prepare_threads:
+                self._admission.note_failure(seconds)
 
     def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -66,5 +67,6 @@ async def keep_returning_memory() -> None:
     """
     while True:
         await asyncio.sleep(_EVERY_S)
-        await asyncio.to_thread(gc.collect)
-        await asyncio.to_thread(return_memory)
+        with suppress(RuntimeError):  # no more threads are to be had just now
+            await asyncio.to_thread(gc.collect)
+            await asyncio.to_thread(return_memory)

@@ -157,7 +157,10 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             if message is None:
                 return
             check()
-            yield await self._decoded(message, method, decode=decode)
+            decoded = await self._decoded(message, method, decode=decode)
+            del message, reading  # or they would be in memory for as long as the stream is silent
+            yield decoded
+            del decoded
 
     async def _decoded(self, message: bytes, method: str, *, decode: Callable[[bytes], object]) -> object:
         try:

@@ -1,7 +1,8 @@
 """Try a candidate on live traffic: a share of the requests also runs on it, after their answers are given.
 
-Callers never wait for it and never see it fail: a picture is dropped as soon as any other waits, for the candidate or
-for the version that answers. What differs is counted. Knows neither grpc nor HTTP.
+Callers never see it fail, and wait for one of its pictures at most: those of a request go to the candidate one by one,
+and are dropped where any other waits, for the candidate or for the version that answers. What differs is counted. Knows
+neither grpc nor HTTP.
 """
 
 import math
@@ -22,6 +23,7 @@ from serving.metrics import Metrics
 from serving.steps import Payload, Probabilities, Verdict
 from serving.versions import Shadowing
 
+Pair = tuple[Payload, Probabilities]  # a picture, and what it was answered
 Agreement = Literal["same", "different", "dropped", "failed"]
 _PATIENCE_S: Final = 1.0  # a picture that has waited longer is dropped
 
@@ -57,18 +59,20 @@ class Shadow:
             for image, outcome in zip(images, outcomes, strict=True)
             if not isinstance(outcome, ImageError) and _fits(image, answering=answering, candidate=candidate)
         ]
+        self._try_first(pairs, answering=answering, candidate=candidate)
+
+    def _try_first(self, pairs: Sequence[Pair], *, answering: ServedModel, candidate: ServedModel) -> None:
+        """Let the candidate see the first picture, and the others after it; drop them all where others wait."""
         if not pairs:
             return
-        if answering.queued_items or candidate.queued_items:
+        (image, answer), *rest = pairs
+        is_busy = answering.queued_items or candidate.queued_items
+        future = None if is_busy else _submit(image, candidate)
+        if future is None:
             self._count(candidate, "dropped", count=len(pairs))
             return
-        try:
-            futures = candidate.submit([image for image, _ in pairs], deadline=time.monotonic() + _PATIENCE_S)
-        except ServingError:
-            self._count(candidate, "dropped", count=len(pairs))
-            return
-        for future, (_, answer) in zip(futures, pairs, strict=True):
-            future.add_done_callback(partial(self._compare, answer=answer, answering=answering, candidate=candidate))
+        future.add_done_callback(partial(self._compare, answer=answer, answering=answering, candidate=candidate))
+        future.add_done_callback(lambda _: self._try_first(rest, answering=answering, candidate=candidate))
 
     def _compare(
         self, future: Future[Verdict], *, answer: Probabilities, answering: ServedModel, candidate: ServedModel
@@ -89,6 +93,14 @@ class Shadow:
     def _count(self, candidate: ServedModel, agreement: Agreement, *, count: int) -> None:
         contract = candidate.contract
         self._metrics.shadow.labels(contract.name, str(contract.version), agreement).inc(count)
+
+
+def _submit(image: Payload, candidate: ServedModel) -> Future[Verdict] | None:
+    """Return the future of a picture, or nothing where the candidate takes none."""
+    try:
+        return candidate.submit([image], deadline=time.monotonic() + _PATIENCE_S)[0]
+    except ServingError:
+        return None
 
 
 def mean_difference(

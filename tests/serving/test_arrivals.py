@@ -242,6 +242,50 @@ def test_a_read_that_nobody_waits_for_leaves_nothing_in_the_log():
     assert asyncio.run(main()) == []
 
 
+class Message(bytes):
+    """Bytes that tell when nobody has them any more."""
+
+    left = 0
+
+    def __del__(self):
+        Message.left += 1
+
+
+class Talkative(FakeContext):
+    """A call that brings one message at once, and the next never."""
+
+    def __init__(self):
+        super().__init__()
+        self._messages = [Message(b"first")]
+
+    async def read(self):
+        return self._messages.pop() if self._messages else await self.message
+
+
+def test_a_silent_stream_keeps_no_message():
+    """The last one may have 64 MB, and the next may never come."""
+
+    async def main():
+        memory, left = Memory(50), []
+        before = Message.left
+        context, rpcs = Talkative(), Rpcs(None, arrivals=memory.arrivals(), unpacker=Unpacker(MB), max_fields=100)
+
+        async def answer(requests, _):
+            await anext(requests)
+            waiting = asyncio.create_task(anext(requests))
+            await memory.looked_at()
+            left.append(Message.left - before)
+            waiting.cancel()
+
+        rpcs.add_registered_method_handlers(
+            "s", {"m": grpc.stream_stream_rpc_method_handler(answer, lambda data: data)}
+        )
+        await rpcs.service(SimpleNamespace(method="/s/m", invocation_metadata=())).stream_stream(None, context)
+        return left
+
+    assert asyncio.run(main()) == [1]
+
+
 @pytest.mark.parametrize("path", [CLASSIFY, CHECK])
 def test_half_sent_messages_do_not_fill_the_memory(models, monkeypatch, path):
     """64 MB of them where 16 are left: enough are refused, and everybody else is answered."""

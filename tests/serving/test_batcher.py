@@ -1,6 +1,8 @@
 """The batcher's promises, without pictures, models or network, and without a sleep."""
 
 import threading
+import time
+import weakref
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
@@ -393,6 +395,58 @@ def test_work_that_is_too_late_once_it_is_prepared_tells_the_pace_too():
     assert isinstance(late.exception(PATIENCE_S), DeadlineExceededError)
     assert batcher.close(PATIENCE_S)
     assert batcher._admission._pace_s > 0.4
+
+
+@pytest.mark.parametrize("prepare_threads", [0, 1])
+def test_what_fails_slowly_tells_the_pace_and_what_fails_at_once_does_not(prepare_threads):
+    """Half a second each: else damaged pictures would be let in without end."""
+    now, takes_s = [0.0], [0.0]
+
+    def fail(_):
+        now[0] += takes_s[0]
+        raise BadItemError("item")
+
+    limits = BatcherLimits(instances=1, prepare_threads=prepare_threads, run_sizes=(1,), max_batch=1)
+    batcher = Batcher(fail, Gate().run, limits=limits, clock=lambda: now[0])
+    batcher.start()
+    for takes_s[0] in (0.5, 0.001):
+        (bad,) = submit(batcher, 1)
+        assert isinstance(bad.exception(PATIENCE_S), BadItemError)
+    assert batcher.close(PATIENCE_S)
+    batcher._admission.enter(3, 3, now=0.0)
+    with pytest.raises(QueueFullError, match="3 items wait, for about 1500 ms"):
+        batcher._admission.check(1, 1, now=0.0)
+
+
+def test_a_run_that_fails_slowly_tells_the_pace_too():
+    """A batch that raises after a second."""
+    now = [0.0]
+    batcher = timed(Gate(is_open=True), now, prepare_s=[0.0], run_s=1.0)
+    assert isinstance(submit(batcher, 9)[0].exception(PATIENCE_S), BadItemError)
+    assert batcher.close(PATIENCE_S)
+    assert batcher._admission._pace_s == 1.0
+
+
+class Picture:
+    """Something of which can be asked whether it is still there."""
+
+
+@pytest.mark.parametrize("prepare_threads", [0, 1])
+def test_an_idle_batcher_keeps_no_picture(prepare_threads):
+    """Those of its last batch may be many megabytes, and the next may never come."""
+    limits = BatcherLimits(instances=1, prepare_threads=prepare_threads, run_sizes=(1,), max_batch=8)
+    batcher = Batcher(lambda item: item, lambda rows: [None] * len(rows), limits=limits)
+    batcher.start()
+    pictures = [Picture() for _ in range(9)]
+    left = [weakref.ref(picture) for picture in pictures]
+    for future in submit(batcher, *pictures):
+        future.result(PATIENCE_S)
+    del pictures, future
+    until = time.monotonic() + PATIENCE_S
+    while any(one() for one in left) and time.monotonic() < until:
+        threading.Event().wait(0.001)  # a thread lets go after its answer
+    assert [one() for one in left] == [None] * 9
+    assert batcher.close(PATIENCE_S)
 
 
 @pytest.mark.parametrize(

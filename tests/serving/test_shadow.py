@@ -90,6 +90,25 @@ def test_a_candidate_gets_nothing_while_anything_waits(here, there):
     assert candidate.taken == []
 
 
+def answer_all(candidate):
+    """Let a candidate answer what it has, and what comes of that."""
+    while waiting := [future for future in candidate.futures if not future.done()]:
+        waiting[0].set_result(ANSWER)
+
+
+def test_a_candidate_gets_the_pictures_of_a_request_one_by_one_while_nobody_else_waits():
+    """Sixty of them would take the cores, and the room for what waits, from those who are answered."""
+    answering, candidate = Version(1), Version(2)
+    metrics = offer([b"one", b"two", b"three", b"four"], answering=answering, candidate=candidate)
+    assert candidate.taken == [b"one"]
+    candidate.futures[0].set_result(ANSWER)
+    assert candidate.taken == [b"one", b"two"]
+    answering.queued_items = 1
+    candidate.futures[0].set_result(ANSWER)
+    assert candidate.taken == [b"one", b"two"]
+    assert counted(metrics) == {"same": 2, "dropped": 2}
+
+
 def test_a_candidate_takes_no_picture_that_has_waited_for_long():
     """Its queue holds no more than a second of what nobody waits for."""
     before, candidate = time.monotonic(), Version(2)
@@ -102,6 +121,7 @@ def test_a_candidate_gets_no_pixels_that_were_scaled_for_the_other():
     pixels = np.zeros((24, 24, 3), np.uint8)
     same, other = Version(2), Version(2, resize_px=28)
     offer([b"encoded", pixels], answering=Version(1), candidate=same)
+    answer_all(same)
     assert len(same.taken) == 2
     metrics = offer([b"encoded", pixels], answering=Version(1), candidate=other)
     assert other.taken == [b"encoded"]
