@@ -4,7 +4,7 @@ The rules, each with a test of its own:
 
 - The content decides the format, never the file's name. JPEG, PNG, WebP, BMP, GIF and TIFF are read.
 - Bytes and pixels are capped; pixels from the header, before anything is decoded. So are what costs more than its
-  pixels say: a TIFF's tiles, a JPEG's scans, a BMP's run lengths.
+  pixels say: a TIFF's tiles, a JPEG's scans, a BMP's run lengths, parts without end: see `structure`.
 - JPEGs are decoded at the smallest DCT scale (1/8, 1/4, 1/2, 1) whose shorter side still covers `resize_px`.
 - EXIF orientation is applied. Colour profiles are ignored.
 - Grey is repeated into three channels; 16-bit samples keep their high byte; CMYK is converted plainly.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
-from bundle import formats
+from bundle import formats, structure
 from bundle.errors import (
     CorruptImageError,
     EmptyImageError,
@@ -140,6 +140,8 @@ def _readable_format(data: bytes, limits: DecodeLimits) -> str:
         raise UnsupportedFormatError(f"{name} is not read, wanted one of {', '.join(formats.READABLE)}; convert it")
     if name == "WEBP" and (size := formats.webp_size(data)) is not None:
         _check_pixels(size, limits)
+    if (fault := structure.fault(data, name)) is not None:
+        raise CorruptImageError(f"{name} has {fault}; save it again with another program")
     return name
 
 

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from bundle.errors import UnsupportedFormatError
 
 _BAND_PIXELS: Final = 2**17
+_MAX_EXIF_BYTES: Final = 2**18
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -24,7 +25,9 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1..8; 1 where there is none, or no such one."""
+    """Return the EXIF orientation, 1..8; 1 where there is none, no such one, or far more EXIF than cameras write."""
+    if len(image.info.get("exif", b"")) > _MAX_EXIF_BYTES:  # of one number after the other Pillow makes an object
+        return 1
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 -- EXIF that cannot be parsed turns nothing: the picture itself is fine
