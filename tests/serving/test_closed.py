@@ -424,6 +424,36 @@ def test_a_client_whose_authority_was_withdrawn_is_let_in_no_more(models, author
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2])
+def test_a_clients_session_is_not_resumed_over_grpc(models, authority, tmp_path, newest):
+    """Its certificate, which may have ended since, would not be looked at again. It is welcome with a new one."""
+    cert, key = authority.issue(tmp_path / "server")
+    context = ssl.create_default_context(cafile=authority.pem)
+    context.load_cert_chain(*authority.issue(tmp_path / "client"))
+    context.maximum_version = newest
+    context.set_alpn_protocols(["h2"])
+
+    def greet(port, session=None):
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as line,
+        ):
+            line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            assert line.recv(9)[3] == 4  # SETTINGS: let in, and what would be resumed has come before
+            return line.session, line.session_reused
+
+    async def scene():
+        settings = replace(OPEN, tls_cert=cert, tls_key=key, tls_client_ca=authority.pem)
+        async with serving(models, settings) as address:
+            port = int(address.rpartition(":")[2])
+            session, _ = await asyncio.to_thread(greet, port)
+            for _ in range(3):
+                session, is_resumed = await asyncio.to_thread(greet, port, session)
+                assert not is_resumed
+
+    asyncio.run(scene())
+
+
 def test_the_live_view_shows_certificate_and_token(models, authority, tmp_path):
     """As the other commands do; without the token it says so, and half of TLS is refused before anything is sent."""
     (token, line), (cert, key) = new_token("alice", requests_per_s=0), authority.issue(tmp_path / "server")
