@@ -22,7 +22,7 @@ from starlette.routing import Route
 from bundle.errors import CalotypeError, ImageError
 from serving.classifier import ServedModel
 from serving.dispatcher import Answers, Dispatcher
-from serving.errors import BodyTooLargeError, CallerGoneError, TryLaterError, status_name
+from serving.errors import BodyTooLargeError, CallerGoneError, TryLaterError, attempt, status_name
 from serving.http_body import BodyReader
 from serving.http_question import Question
 from serving.metrics import Metrics
@@ -91,7 +91,11 @@ class HttpDoor:
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002 -- as above
         catalogue = self._dispatcher.catalogue
-        models = [_model_record(entry, answers=catalogue.answers(entry)) for entry in catalogue.entries()]
+        default = attempt(catalogue.entry)  # an error where a request must name its model
+        models = [
+            {**_model_record(entry, answers=catalogue.answers(entry)), "default": entry is default}
+            for entry in catalogue.entries()
+        ]
         return JSONResponse({"models": models}, headers=_NO_STORE)
 
     async def _classify(self, request: Request) -> Response:

@@ -90,7 +90,7 @@ async function showModels() {
     byId("about").textContent = "No model is ready yet; reload the page in a moment.";
     return;
   }
-  for (const { name } of models) model.append(new Option(name, name));
+  for (const { name, default: isDefault } of models) model.append(new Option(name, name, isDefault, isDefault));
   byId("chooser").hidden = models.length < 2;
   const describe = () => {
     const { name, version, labels } = models.find((one) => one.name === model.value);

@@ -84,6 +84,7 @@ def serve(models, scene, *, settings=SETTINGS, wrap=lambda model: model):
         catalogue = Catalogue(
             models,
             lambda folder: wrap(load_model(folder, settings, metrics=metrics)),
+            default_model=settings.default_model,
             policy=settings.policy(),
             on_refused=lambda name: metrics.load_failures.labels(name).inc(),
         )
@@ -753,6 +754,18 @@ def test_a_version_that_cannot_answer_says_where_the_reason_is(models):
         assert (unknown.status, unknown.json["error"]["message"]) == (404, "no model 'roses', found colours")
 
     serve(models, scene)
+
+
+def test_the_list_names_the_model_that_is_meant_by_none(models):
+    """Its version that answers; none where a request must name its model."""
+    tiny_bundle.write(models)
+    tiny_bundle.write(models, name="shades")
+
+    async def scene(server, asking):
+        return [(one["name"], one["version"]) for one in (await asking("/v1/models")).json["models"] if one["default"]]
+
+    assert serve(models, scene, settings=replace(SETTINGS, default_model="colours"))[0] == [("colours", "2")]
+    assert serve(models, scene)[0] == []
 
 
 def test_a_forgotten_at_sign_is_told(running):

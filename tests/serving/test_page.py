@@ -100,6 +100,28 @@ def test_pictures_are_answered_quietly_in_both_schemes_at_any_width(browser, url
         keep(page, f"page-{scheme}-{width}")
 
 
+def test_a_phone_shows_the_answer_without_scrolling(browser, url):
+    """And what a field is can be seen: its border stands out."""
+    with visit(browser, url, width=360) as seen:
+        seen.page.set_viewport_size({"width": 360, "height": 740})
+        seen.page.locator("#files").set_input_files([upload("red")])
+        seen.page.locator(".bars").wait_for()
+        expect(seen.page.locator(".bars li").first).to_be_in_viewport(ratio=1)
+        keep(seen.page, "page-phone")
+
+
+def test_the_default_model_is_asked_first(browser, tmp_path):
+    """Not the first by name."""
+    for name in ("colours", "shades"):
+        tiny_bundle.write(tmp_path, name=name)
+    with (
+        process(tmp_path, "--http-address", ":0", "--default-model", "shades") as started,
+        visit(browser, f"http://127.0.0.1:{port(started, 'http_port')}/") as seen,
+    ):
+        seen.page.locator("#files").set_input_files([upload("red")])
+        expect(seen.page.locator(".facts")).to_contain_text("shades, version 1")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_picture_of_something_else_is_said_to_be(browser, url, scheme):
     """Above the bars, in words that can be read in both schemes; a known picture has no such line."""
