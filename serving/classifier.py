@@ -13,7 +13,7 @@ from bundle.runtime import OnnxModel
 from bundle.scores import Ranked, rank
 from serving.batcher import Batcher
 from serving.errors import DeadlineExceededError, InvalidRequestError, QueueFullError
-from serving.model_metrics import ModelMetrics
+from serving.model_metrics import ModelMetrics, Reason
 from serving.stages import PictureStages
 from serving.steps import Job, Payload, Probabilities, Verdict
 
@@ -109,5 +109,5 @@ class ServedModel:
         return {"digest": self.digest, "provider": self.provider, "variant": self.precision}
 
 
-def _reason(error: QueueFullError | DeadlineExceededError) -> str:
+def _reason(error: QueueFullError | DeadlineExceededError) -> Reason:
     return "queue" if isinstance(error, QueueFullError) else "deadline"

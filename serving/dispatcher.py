@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 
@@ -19,13 +19,11 @@ from bundle.errors import ImageError
 from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
 from serving.errors import DeadlineExceededError, InvalidRequestError, NotReadyError, QueueFullError, status_name
-from serving.metrics import Metrics
+from serving.metrics import Door, Metrics
 from serving.shadow import Shadow
 from serving.stages import RequestTrace, Tracing
 from serving.steps import Payload, Verdict
 from serving.waking import all_done
-
-Door = Literal["classifier.v1", "inference", "http"]
 
 log = structlog.get_logger(__name__)
 _CLOCK_S: Final = 0.01  # by which the library's clock may be before ours
@@ -69,6 +67,7 @@ class Dispatcher:
         self.catalogue = catalogue
         self._max_images = max_images_per_request
         self._metrics = metrics
+        metrics.expect_requests()
         self._tracing = tracing
         self._shadow = shadow
         self._active = 0

@@ -1,14 +1,15 @@
 """The metrics of one version of one model, bound to its labels once: what its batcher and its steps tell."""
 
-import os
-from typing import Literal
+from typing import Literal, get_args
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Histogram
 
-from serving.metrics import Metrics
+from bundle.errors import ImageError
+from serving.metrics import Metrics, withdraw
 from serving.observer import Closing, Observer
 
 Stage = Literal["decode", "preprocess"]
+Reason = Literal["queue", "deadline", "cancelled"]
 
 
 class ModelMetrics(Observer):
@@ -37,7 +38,13 @@ class ModelMetrics(Observer):
             stage: metrics.answered_seconds.labels(*labels, stage) for stage in ("queue", "input", "inference")
         }
         self._queue_pictures = metrics.queue_pictures.labels(*labels)
-        metrics.load_failures.labels(name)  # 0 from now on, so that the first one is a rise
+        # 0 from now on, so that the first one is a rise.
+        metrics.load_failures.labels(name)
+        metrics.expect_requests(name)
+        for reason in get_args(Reason):
+            metrics.rejected.labels(*labels, reason)
+        for code in {ImageError.code, "INTERNAL", *(kind.code for kind in ImageError.__subclasses__())}:
+            metrics.pictures.labels(*labels, code)
         self._serves = False
 
     def on_wait(self, seconds: float) -> None:
@@ -62,7 +69,7 @@ class ModelMetrics(Observer):
         """Count one picture's decoding or preprocessing."""
         self._stages[stage].observe(seconds)
 
-    def on_reject(self, reason: str, *, count: int) -> None:
+    def on_reject(self, reason: Reason, *, count: int) -> None:
         """Count pictures that were refused at the door, or dropped before they were run."""
         self._metrics.rejected.labels(*self._labels, reason).inc(count)
 
@@ -105,14 +112,8 @@ class ModelMetrics(Observer):
         self._serves = False
         owner, serving = self._metrics.owners.get(self._labels, (self, digest))
         if owner is self or serving != digest:
-            self._withdraw(self._metrics.model_info, *self._labels, digest, provider, variant)
+            withdraw(self._metrics.model_info, *self._labels, digest, provider, variant)
         if owner is self:
-            self._withdraw(self._metrics.queue_pictures, *self._labels)
+            withdraw(self._metrics.queue_pictures, *self._labels)
             self._metrics.owners.pop(self._labels, None)
             self._metrics.forget_oldest(*self._labels)
-
-    @staticmethod
-    def _withdraw(gauge: Gauge, *labels: str) -> None:
-        gauge.labels(*labels).set(0)  # in the file of a worker a series stays: 0 is all that can be said
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            gauge.remove(*labels)

@@ -19,7 +19,7 @@ from serving.arrivals import Arrivals
 from serving.catalogue import Catalogue
 from serving.connections import connection_options
 from serving.credentials import server_credentials
-from serving.dispatcher import Dispatcher, Door
+from serving.dispatcher import Dispatcher
 from serving.errors import StartupError
 from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
@@ -28,7 +28,7 @@ from serving.http_door import HttpDoor
 from serving.http_entrance import Entrance
 from serving.http_server import HttpServer
 from serving.listening import check_free
-from serving.metrics import Metrics
+from serving.metrics import Door, Metrics
 from serving.observability import Envelope
 from serving.open_inference import SERVICE_NAME as INFERENCE_SERVICE_NAME
 from serving.open_inference import InferenceService
@@ -96,7 +96,7 @@ class Server:
         )
         self._http = self._make_http(metrics, tracing)
         self._health = HealthBoard(*_SERVICE_NAMES)
-        self._watcher = Watcher(catalogue, self._show_health, every_s=settings.watch_s, drain_s=settings.renewal_s)
+        self._watcher = Watcher(catalogue, self._publish, every_s=settings.watch_s, drain_s=settings.renewal_s)
         self.port = 0
 
     @property
@@ -131,7 +131,7 @@ class Server:
         """Report SERVING overall, for each service and for what is ready; watch the models folder from now on."""
         self._is_serving = True
         self._metrics.serving.set(1)
-        self._show_health()
+        self._publish()
         self._watcher.start()
 
     async def shutdown(self) -> bool:
@@ -236,8 +236,14 @@ class Server:
         except RuntimeError as error:
             raise StartupError(f"{address}: cannot listen there; choose another --address") from error
 
-    def _show_health(self) -> None:
-        self._health.show(self._catalogue.entries())
+    def _publish(self) -> None:
+        """Tell health and the metrics what serves by now."""
+        entries = self._catalogue.entries()
+        self._health.show(entries)
+        self._metrics.show_versions(
+            answering=[(entry.name, entry.version) for entry in entries if self._catalogue.answers(entry)],
+            refused=[entry.name for entry in entries if entry.reason],
+        )
 
 
 def _left_s(until: float) -> float:

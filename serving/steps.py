@@ -83,12 +83,14 @@ class PictureSteps:
     def _decode(self, image: bytes, stages: PictureStages | None) -> Job:
         start_ns = stages.end("queue", start_ns=stages.admitted_ns) if stages else 0
         spec, started = self._contract.preprocess, time.perf_counter()
-        picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
-        decoded = time.perf_counter()
-        if stages:
-            start_ns = stages.end("decode", start_ns=start_ns)
+        try:
+            picture = decode_pixels(image, cover_px=spec.resize_px, limits=self._limits)
+        finally:  # what cannot be read takes its time too
+            decoded = time.perf_counter()
+            self._metrics.on_stage("decode", seconds=decoded - started)
+            if stages:
+                start_ns = stages.end("decode", start_ns=start_ns)
         row = to_input(picture, spec)
-        self._metrics.on_stage("decode", seconds=decoded - started)
         done = time.perf_counter()
         self._metrics.on_stage("preprocess", seconds=done - decoded)
         if stages:

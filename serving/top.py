@@ -64,18 +64,19 @@ def frame(address: str, span: Span) -> RenderableType:
         f"  memory {now.total('process_resident_memory_bytes') / 2**20:.0f} MB"
         f"  descriptors {now.total('process_open_fds'):.0f}"
     )
-    parts = [_requests(span), _stages(span), _batches(span), _refusals(span)]
+    parts = [_requests(span), _refusals(span), _stages(span), _batches(span)]  # trouble first, where room is short
     return Group(head, _models(span), Columns(parts, padding=(0, 2)))
 
 
 def _models(span: Span) -> Table:
-    table = _table("models", "model", "version", "variant", "provider", "pictures/s", "waiting", "mean ms")
+    table = _table("models", "model", "version", "answers", "variant", "provider", "pictures/s", "waiting", "mean ms")
     for info in _serving(span.after):
         of = {"model": info["model"], "version": info["version"]}
         answered = span.growth("calotype_answered_total", **of)
         seconds = span.growth("calotype_answered_seconds_total", **of)
         table.add_row(
             *of.values(),
+            "yes" if span.after.total("calotype_answering", **of) else "",
             info["variant"],
             info["provider"],
             f"{span.rate('calotype_pictures_total', **of):.1f}",

@@ -160,9 +160,9 @@ def plain_channel(address, **options):
 
 
 def counted(metrics):
-    """How many requests were counted, by door and status."""
+    """How many requests were counted, by door and status, where there was one."""
     (family,) = metrics.requests.collect()
     totals = Counter()
     for sample in family.samples:
         totals[sample.labels["door"], sample.labels["status"]] += sample.value
-    return dict(totals)
+    return {outcome: total for outcome, total in totals.items() if total}

@@ -79,6 +79,52 @@ def test_a_version_that_is_gone_is_no_longer_listed(models):
     assert (value("calotype_model_info", info), value("calotype_queue_pictures", COLOURS)) == (None, None)
 
 
+def test_a_first_refusal_is_a_rise(models):
+    """What has not happened yet is 0: of a series that begins with its first thousand nobody sees them come."""
+    value, catalogue = classified(models)
+    for reason in ("queue", "deadline", "cancelled"):
+        assert value("calotype_rejected_total", {**COLOURS, "reason": reason}) == 0
+    for outcome in ("NOT_AN_IMAGE", "EMPTY", "TOO_MANY_PIXELS", "CORRUPT", "INTERNAL"):
+        assert value("calotype_pictures_total", {**COLOURS, "outcome": outcome}) == 0
+    for door in ("classifier.v1", "inference", "http"):
+        for model in ("", "colours"):
+            for status in ("OK", "RESOURCE_EXHAUSTED", "INTERNAL"):
+                assert value("calotype_requests_total", {"door": door, "model": model, "status": status}) == 0
+    catalogue.close(20)
+
+
+def test_a_picture_that_cannot_be_read_takes_its_time_too(models):
+    """Damaged ones may take as long as others."""
+    value, catalogue = classified(models, [b"no picture"])
+    assert value("calotype_decode_seconds_count", COLOURS) == 1
+    assert value("calotype_preprocess_seconds_count", COLOURS) == 0
+    catalogue.close(20)
+
+
+def test_which_version_answers_is_told_and_how_many_are_refused():
+    """Also after a rollback, at which nothing is loaded; what has left is told no more."""
+    metrics = Metrics()
+
+    def told():
+        samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+        return {
+            (sample.labels["model"], sample.labels.get("version")): sample.value
+            for sample in samples
+            if sample.name in ("calotype_answering", "calotype_refused_versions")
+        }
+
+    metrics.show_versions(answering=[("colours", 2), ("shades", 1)], refused=["shades", "shades", "hues"])
+    assert told() == {
+        ("colours", "2"): 1,
+        ("shades", "1"): 1,
+        ("colours", None): 0,
+        ("shades", None): 2,
+        ("hues", None): 1,
+    }
+    metrics.show_versions(answering=[("colours", 1)], refused=[])
+    assert told() == {("colours", "1"): 1, ("colours", None): 0}
+
+
 class Ear(Observer):
     """Notes what it hears."""
 
