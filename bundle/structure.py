@@ -46,7 +46,7 @@ def _png_fault(data: bytes) -> str | None:
     """Walk the chunks, also those after the pixels: PNG, third edition, 5.3."""
     place = 8
     for _ in range(_MAX_PARTS):
-        if place + 12 > len(data):
+        if place + 12 > len(data) or data.startswith(b"IEND", place + 4):  # whatever follows, nobody reads
             return None
         place += 12 + int.from_bytes(data[place : place + 4], "big")
     return f"more than {_MAX_PARTS:,} chunks"

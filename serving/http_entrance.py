@@ -25,7 +25,7 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        error = self._objection(Headers(scope=scope))
+        error = self._objection(Headers(scope=scope), scope["path"])
         if error is not None:
             refusal = await on_error(Request(scope), error)
             refusal.headers["connection"] = "close"
@@ -34,9 +34,11 @@ class Entrance:
             scope = {**scope, "path": urlsplit(scope["path"]).path or "/"}
         return await self._app(scope, receive, send)
 
-    def _objection(self, headers: Headers) -> ServingError | None:
+    def _objection(self, headers: Headers, path: str) -> ServingError | None:
         if self._is_full():
             return NotReadyError("too many connections; try again later")
         if "transfer-encoding" in headers and "content-length" in headers:
             return InvalidRequestError("found Transfer-Encoding and Content-Length, wanted one of them")
+        if not path.isprintable():  # Starlette takes a path and a line feed for the path; what stands before us may not
+            return InvalidRequestError("found a control character in the path")
         return None

@@ -91,6 +91,7 @@ def test_parts_without_end_are_refused_before_anything_is_parsed(data, words, mo
         jpeg(segment(0xE2, b"\xff\xd8\xff\xe1" * 100)),
         png(chunk(b"prIv") * (PARTS - 20)),
         png(chunk(b"prIv", b"IEND" * 100) * 100, last=True),
+        saved("PNG") + bytes(20 * PARTS),
         gif(b"\x21\xfe" + b"\x01A" * (PARTS - 20) + b"\0"),
         saved("TIFF"),
         saved("BMP"),

@@ -223,6 +223,8 @@ def test_several_pictures_keep_their_order_and_a_bad_one_fails_alone(running):
         ("/page.css/../../settings.py", {}, (404, "NOT_FOUND")),
         ("/%2e%2e/settings.py", {}, (404, "NOT_FOUND")),
         ("/metrics/", {}, (404, "NOT_FOUND")),
+        ("/metrics%0A", {}, (400, "INVALID_ARGUMENT")),
+        ("/healthz%0D%0A", {}, (400, "INVALID_ARGUMENT")),
     ],
 )
 def test_wrong_requests_get_their_status_as_json(running, path, fields, error):
