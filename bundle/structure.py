@@ -9,10 +9,15 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 _MAX_PARTS: Final = 20_000  # segments, chunks or blocks: PNGs of 20 MB in chunks of 1 KB have so many
-_MAX_EXIF_SEGMENTS: Final = 16  # of a JPEG: one, rarely two, of 64 KB at most
+_MAX_EXIF_SEGMENTS: Final = 4  # of a JPEG: one, rarely two, of 64 KB at most
 _MAX_TIFF_TAGS: Final = 4096
-_MAX_TIFF_VALUES: Final = 2**16  # of one tag that is no string of bytes: a strip for each row of a large picture
-_BYTE_TYPES: Final = (1, 2, 6, 7)  # BYTE, ASCII, SBYTE, UNDEFINED of TIFF 6.0
+_MAX_TIFF_VALUES: Final = 2**16  # of one tag: a strip for each row of a large picture
+_BYTE_TYPES: Final = (1, 2, 6, 7)  # BYTE, ASCII, SBYTE, UNDEFINED of TIFF 6.0: one object, of a tag that nobody walks
+_DESCRIPTION: Final = 270
+_FIRST_OTHER: Final = 700  # of the tags that do not tell how the pixels lie: profiles, previews, notes
+
+
+_LOOP: Final = b"\xff\x0bNETSCAPE2.0"  # the extension that says how often
 
 
 def fault(data: bytes, name: str) -> str | None:
@@ -53,31 +58,36 @@ def _png_fault(data: bytes) -> str | None:
 
 
 def _gif_fault(data: bytes) -> str | None:
-    """Walk the extensions up to the first picture: GIF89a, 15 and 24 to 26."""
+    """Walk the extensions up to the first picture: GIF89a, 15 and 24 to 26, and where Pillow reads on after an end."""
     if len(data) < 13:
         return None
     place = 13 + (3 * (2 << (data[10] & 7)) if data[10] & 0x80 else 0)
-    is_inside = False  # of an extension
-    for _ in range(_MAX_PARTS):
-        if place >= len(data):
+    count = 0
+    while count < _MAX_PARTS:
+        count += 1
+        first = data[place : place + 1]
+        if first in (b"", b",", b";"):
             return None
-        first = data[place]
-        if is_inside:
-            place += 1 + first
-            is_inside = first != 0
-        elif first == 0x21:
-            place, is_inside = place + 2, True
-        elif first in (0x2C, 0x3B):
-            return None
-        else:
-            place += 1
+        place += 1
+        if first != b"!":
+            continue
+        is_comment, is_loop = data.startswith(b"\xfe", place), data.startswith(_LOOP, place)
+        taken_anyhow = 0 if is_comment else 2 if is_loop else 1  # blocks that Pillow takes for no end, also empty ones
+        place += 1
+        while count < _MAX_PARTS:
+            count += 1
+            size = data[place] if place < len(data) else 0
+            place += 1 + size
+            taken_anyhow -= 1
+            if not size and taken_anyhow < 0:
+                break
     return f"more than {_MAX_PARTS:,} blocks before its first picture"
 
 
 def _tiff_fault(data: bytes) -> str | None:
     """Look at the first directory: TIFF 6.0, section 2, and BigTIFF, whose numbers have 8 bytes."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
-    is_big = b"+" in data[2:4]
+    is_big = data[2:3] == b"+"  # of the other order Pillow takes it for a classic one
     number_bytes, count_bytes = (8, 8) if is_big else (4, 2)
 
     def number(place: int, size: int) -> int:
@@ -89,8 +99,9 @@ def _tiff_fault(data: bytes) -> str | None:
         return f"{tag_count:,} tags"
     for tag in range(tag_count):
         place = start + count_bytes + tag * (4 + 2 * number_bytes)
-        value_count = number(place + 4, number_bytes)
-        if value_count > _MAX_TIFF_VALUES and number(place + 2, 2) not in _BYTE_TYPES:
+        name, kind, value_count = number(place, 2), number(place + 2, 2), number(place + 4, number_bytes)
+        is_one_object = kind in _BYTE_TYPES and (name == _DESCRIPTION or name >= _FIRST_OTHER)
+        if value_count > _MAX_TIFF_VALUES and not is_one_object:
             return f"{value_count:,} values of one tag"
     return None
 
