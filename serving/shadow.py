@@ -1,8 +1,8 @@
 """Try a candidate on live traffic: a share of the requests also runs on it, after their answers are given.
 
-Callers never see it fail, and wait for one of its pictures at most: those of a request go to the candidate one by one,
-and are dropped where any other waits, for the candidate or for the version that answers. What differs is counted. Knows
-neither grpc nor HTTP.
+Callers never see it fail, and wait for one of its pictures at most: those of one request at a time go to the candidate
+one by one, and are dropped where any other waits, for the candidate or for the version that answers. So no more than
+one request's pictures are held for it. What differs is counted. Knows neither grpc nor HTTP.
 """
 
 import math
@@ -43,6 +43,7 @@ class Shadow:
         self._shadows = shadows
         self._metrics = metrics
         self._draw = draw
+        self._trying: set[str] = set()  # models of which a request's pictures are on their way
 
     def offer(
         self, images: Sequence[Payload], outcomes: Sequence[Verdict | ImageError], *, answering: ServedModel
@@ -59,18 +60,22 @@ class Shadow:
             for image, outcome in zip(images, outcomes, strict=True)
             if not isinstance(outcome, ImageError) and _fits(image, answering=answering, candidate=candidate)
         ]
+        if answering.contract.name in self._trying:
+            self._count(candidate, "dropped", count=len(pairs))
+            return
+        self._trying.add(answering.contract.name)
         self._try_first(pairs, answering=answering, candidate=candidate)
 
     def _try_first(self, pairs: Sequence[Pair], *, answering: ServedModel, candidate: ServedModel) -> None:
         """Let the candidate see the first picture, and the others after it; drop them all where others wait."""
-        if not pairs:
-            return
-        (image, answer), *rest = pairs
-        is_busy = answering.queued_items or candidate.queued_items
-        future = None if is_busy else _submit(image, candidate)
+        future = None
+        if pairs and not (answering.queued_items or candidate.queued_items):
+            future = _submit(pairs[0][0], candidate)
         if future is None:
             self._count(candidate, "dropped", count=len(pairs))
+            self._trying.discard(answering.contract.name)
             return
+        answer, rest = pairs[0][1], pairs[1:]
         future.add_done_callback(partial(self._compare, answer=answer, answering=answering, candidate=candidate))
         future.add_done_callback(lambda _: self._try_first(rest, answering=answering, candidate=candidate))
 

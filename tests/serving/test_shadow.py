@@ -79,7 +79,11 @@ def counted(metrics):
     """The agreements and how often each was counted."""
     families = {family.name: family for family in metrics.registry.collect()}
     samples = families["calotype_shadow"].samples
-    return {sample.labels["agreement"]: sample.value for sample in samples if sample.name.endswith("_total")}
+    return {
+        sample.labels["agreement"]: sample.value
+        for sample in samples
+        if sample.name.endswith("_total") and sample.value
+    }
 
 
 @pytest.mark.parametrize(("here", "there"), [(1, 0), (0, 1)])
@@ -107,6 +111,18 @@ def test_a_candidate_gets_the_pictures_of_a_request_one_by_one_while_nobody_else
     candidate.futures[0].set_result(ANSWER)
     assert candidate.taken == [b"one", b"two"]
     assert counted(metrics) == {"same": 2, "dropped": 2}
+
+
+def test_a_candidate_gets_one_request_at_a_time():
+    """What is held for it would grow with those that wait. The next one is tried when this one is done."""
+    candidate, metrics = Version(2), Metrics()
+    shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=metrics)
+    for images in ([b"one", b"two"], [b"three"]):
+        shadow.offer(images, [ANSWER] * len(images), answering=Version(1))
+    assert counted(metrics) == {"dropped": 1}
+    answer_all(candidate)
+    shadow.offer([b"four"], [ANSWER], answering=Version(1))
+    assert candidate.taken == [b"one", b"two", b"four"]
 
 
 def test_a_candidate_takes_no_picture_that_has_waited_for_long():
