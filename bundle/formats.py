@@ -3,6 +3,7 @@
 Works on the first bytes alone; a file's extension is never looked at.
 """
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import numpy as np
@@ -39,6 +40,7 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
 _SCAN: Final = 0xDAFF  # SOS, read as little-endian
 _MARKER: Final = 0xFF
 _START_OF_SCAN: Final = 0xDA
+_SCAN_HEADER_BYTES: Final = 10  # the least, with the marker: what ends sooner has no scan
 _SEQUENTIAL_FRAMES: Final = (0xC0, 0xC1, 0xC3, 0xC9, 0xCB)  # SOF0, SOF1 …
 _PROGRESSIVE_FRAMES: Final = (0xC2, 0xCA)
 _ISO_BRANDS: Final = {
@@ -92,26 +94,38 @@ def jpeg_scans(data: bytes) -> int:
     return sum(int(np.count_nonzero(view == _SCAN)) for view in views)
 
 
+def jpeg_parts(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and place of each segment up to the first scan, as Pillow finds them: ITU T.81, annex B.
+
+    Marker 0 is a fill byte, or one of junk between segments, which decoders skip.
+    """
+    place = 2
+    while len(data) >= place + _SCAN_HEADER_BYTES:
+        marker = data[place + 1]
+        if data[place] != _MARKER or marker in (0x00, _MARKER):
+            yield 0, place
+            place += 1
+            continue
+        yield marker, place
+        if marker == _START_OF_SCAN:
+            return
+        has_length = not (0xD0 <= marker <= 0xD9 or marker == 0x01)
+        place += 2 + (int.from_bytes(data[place + 2 : place + 4], "big") if has_length else 0)
+
+
 def is_jpeg_kept_whole(data: bytes) -> bool:
     """Say whether a JPEG's decoder keeps the coefficients of all pixels: it has no scan with all components in it.
 
-    Such a file is progressive, or gives each component a scan of its own. ITU T.81, annex B: after the first marker
-    come segments with their length, up to the first scan.
+    Such a file is progressive, or gives each component a scan of its own.
     """
-    place, component_count = 2, 0
-    while len(data) >= place + 10 and data[place] == _MARKER:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == _MARKER:  # fill bytes
-            place += 1
-        elif marker in _PROGRESSIVE_FRAMES:
+    component_count = 0
+    for marker, place in jpeg_parts(data):
+        if marker in _PROGRESSIVE_FRAMES:
             return True
-        elif marker in _SEQUENTIAL_FRAMES:
+        if marker in _SEQUENTIAL_FRAMES:
             component_count = data[place + 9]
-            place += 2 + length
         elif marker == _START_OF_SCAN:
             return data[place + 4] < component_count
-        else:
-            place += 2 + length
     return False
 
 

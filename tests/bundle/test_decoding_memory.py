@@ -152,6 +152,7 @@ FRAME = b"\xff%c\x00\x11\x08\x00\x10\x00\x10\x03" + bytes(9)
         (SOI + FRAME % 0xC2 + SCAN % 3, True),
         (SOI + THUMBNAIL + b"\xff\xff" + FRAME % 0xC0 + SCAN % 3, False),
         (SOI + THUMBNAIL + b"\xff\xff" + FRAME % 0xC0 + SCAN % 1, True),
+        (SOI + THUMBNAIL + b"junk\xff\x00" + FRAME % 0xC2 + SCAN % 3, True),  # decoders skip it
         (SOI + FRAME % 0xC0, False),
         (SOI + b"\xff" * 100, False),
         (SOI, False),
