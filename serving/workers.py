@@ -131,10 +131,10 @@ class _Supervisor:
                 "is_restart": self._has_served,
                 "supervisor": os.getpid(),
             },
-            name=_name(place),
+            name=f"worker-{place}",
         )
         started.start()
-        log.info("worker started", worker=_name(place), pid=started.pid, cores=cores)
+        log.info("worker started", worker=started.name, pid=started.pid, cores=cores)
         return _Worker(process=started, beat=beat, started=time.monotonic(), failures=failures)
 
     def _watch(self) -> None:
@@ -150,9 +150,9 @@ class _Supervisor:
                 elif worker.due is not None and worker.due <= time.monotonic():
                     self._start_again(place, worker)
                 elif worker.due is None and worker.beat.value:
-                    self._look_at(place, worker)
+                    self._look_at(worker)
 
-    def _look_at(self, place: int, worker: _Worker) -> None:
+    def _look_at(self, worker: _Worker) -> None:
         """Kill a worker whose loop has not run for a while: it holds connections that others would answer.
 
         Looks are counted, not seconds: a machine or container that slept meanwhile has wedged nobody.
@@ -163,7 +163,7 @@ class _Supervisor:
         worker.missed = worker.missed + 1 if beat == worker.last_beat else 0
         worker.looked, worker.last_beat = time.monotonic(), beat
         if worker.missed == _LOOKS:
-            log.error("worker does not answer, and is killed", worker=_name(place), pid=worker.process.pid)
+            log.error("worker does not answer, and is killed", worker=worker.process.name, pid=worker.process.pid)
             worker.process.kill()
 
     def _start_again(self, place: int, worker: _Worker) -> None:
@@ -173,7 +173,7 @@ class _Supervisor:
             worker.failures += 1
             again_in_s = pause_s(worker.failures)
             worker.due = time.monotonic() + again_in_s
-            log.error("worker cannot be started", worker=_name(place), reason=str(error), again_in_s=again_in_s)
+            log.error("worker cannot be started", worker=worker.process.name, reason=str(error), again_in_s=again_in_s)
 
     def _bury(self, place: int, worker: _Worker) -> None:
         """Note when a dead one is to be started again. Raises StartupError where none serves or ever did."""
@@ -189,7 +189,8 @@ class _Supervisor:
         again_in_s = pause_s(worker.failures)
         worker.due = time.monotonic() + again_in_s
         why = {"reason": "no room left for its metrics; name another folder in TMPDIR"} if exit_code == _NO_ROOM else {}
-        log.error("worker died", worker=_name(place), pid=pid, exit_code=exit_code, again_in_s=again_in_s, **why)
+        name = worker.process.name
+        log.error("worker died", worker=name, pid=pid, exit_code=exit_code, again_in_s=again_in_s, **why)
 
     def _stop_all(self) -> None:
         """Let every process drain; whoever is not done by then, or at a second signal, is killed."""
@@ -212,11 +213,6 @@ class _Supervisor:
         self._stop_reader.setblocking(False)
         with suppress(BlockingIOError):
             self._stop_reader.recv(4096)
-
-
-def _name(place: int) -> str:
-    """Return what a worker is called, in its own lines of the log and in the supervisor's."""
-    return f"worker-{place}"
 
 
 def _work(
