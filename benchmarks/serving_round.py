@@ -2,8 +2,8 @@
 
 What is held against each other is measured in turns of a few seconds, one right after the other, and the means over the
 turns are compared: a shared machine's speed drifts by a tenth within a minute. The ceiling's plan is chosen first and
-measured anew beside the server: the better of two figures that scatter would be too good by their scatter. So is a
-server that has nothing but the library, see `least_server`.
+measured anew beside the server: the better of two figures that scatter would be too good by their scatter. In the same
+turns is a server that has nothing but the library, see `least_server`.
 
 What is measured has a name; "seen …" is told beside the targets and held against none. Knows no target.
 """
@@ -167,15 +167,15 @@ def _best_labels(server: ServerProcess, paths: Sequence[Path]) -> list[int]:
 
 def camera(model: Path, paths: Sequence[Path]) -> Iterator[tuple[str, float]]:
     """Compare our decoding of camera-size pictures with a plain one: speed, and the best label of each."""
-    from benchmarks.inprocess import ceiling, plain, plain_input
+    from benchmarks.inprocess import best_labels, ceiling, plain, plain_input
 
     bundle = load_bundle(model)
     contract = bundle.manifest.contract
     large = [_enlarged(path) for path in paths[:CAMERA_PICTURES]]
     plain_s = _seconds(lambda data: plain_input(data, contract), large)
     own_s = _seconds(lambda data: load_input(data, contract.preprocess), large)
-    own, other = ceiling(bundle, "fp32"), plain(bundle)
-    equal = sum(int(own([data]).argmax()) == int(other([data]).argmax()) for data in large)
+    own, other = best_labels(ceiling(bundle, "fp32"), large), best_labels(plain(bundle), large)
+    equal = sum(here == there for here, there in zip(own, other, strict=True))
     yield "camera", plain_s / own_s
     yield "camera agreement", equal / len(large)
 
