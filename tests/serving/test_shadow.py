@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 from running import LIMIT_S, Running, classify, load, plain_channel, until
+from structlog.testing import capture_logs
 
 from bundle.contract import Contract, PreprocessSpec
 from bundle.errors import CorruptImageError
@@ -61,10 +62,9 @@ class Shelved:
         return self._version
 
 
-def hear(capfd, words):
-    """Wait for a line of the log; a look may come in the middle of it."""
-    heard = []
-    until(lambda: heard.append(capfd.readouterr().out) or words in "".join(heard), what=words)
+def hear(log, words):
+    """Wait for a line of the log."""
+    until(lambda: any(words in line["event"] for line in log), what=words)
 
 
 def offer(images, *, answering, candidate):
@@ -241,16 +241,16 @@ def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
         may_go.set()
 
 
-def test_a_candidate_that_is_not_here_is_told(models, capfd):
+def test_a_candidate_that_is_not_here_is_told(models):
     """Nothing would be compared, in silence."""
-    with Running(models, shadow="colours=9:1"):
-        hear(capfd, "version 9 is to shadow it, and is not here")
+    with capture_logs() as log, Running(models, shadow="colours=9:1"):
+        hear(log, "version 9 is to shadow it, and is not here")
 
 
-def test_a_newest_version_that_answers_itself_is_told(models, capfd):
+def test_a_newest_version_that_answers_itself_is_told(models):
     """Without a pin it never shadows anything."""
-    with Running(models, shadow="colours=newest:1"):
-        hear(capfd, "pin an older one")
+    with capture_logs() as log, Running(models, shadow="colours=newest:1"):
+        hear(log, "pin an older one")
 
 
 def test_versions_with_other_labels_are_compared_by_name():
