@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnx.utils import Extractor
 from PIL import Image
 
+from benchmarks.server_process import WARM_UP_S
 from bundle.contract import Contract
 from bundle.preprocess import load_input
 from bundle.repository import Bundle, load_bundle
@@ -129,9 +130,9 @@ def plain_input(data: bytes, contract: Contract) -> NDArray[np.float32]:
 
 
 def measure(make: Callable[[], Recipe], data: Sequence[bytes], *, threads: int, batch: int, seconds: float) -> Figures:
-    """Run a recipe in so many threads, each with its own, for so many seconds after a second of warming."""
+    """Run a recipe in so many threads, each with its own, for so many seconds after warming."""
     recipes = [make() for _ in range(threads)]
-    _loop(recipes, data, batch=batch, seconds=1.0)
+    _loop(recipes, data, batch=batch, seconds=WARM_UP_S)
     cpu_started, started = time.process_time(), time.perf_counter()
     latencies_s = _loop(recipes, data, batch=batch, seconds=seconds)
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started

@@ -40,7 +40,6 @@ def main(
         console.print(f"round {number + 1} of {rounds}: {' '.join(plan)}")
         options = ("--variant", variant, "--default-model", model.parent.name)
         with running_server(model.parent.parent, *options, *plan) as server:
-            load(server, paths, "--concurrency", "16", seconds=1.0)  # warms up
             rates[plan].append(load(server, paths, "--concurrency", "16", seconds=seconds)["pictures_per_s"])
     medians = {plan: statistics.median(found) for plan, found in rates.items()}
     best = max(medians[plan] for plan in plans[1:])

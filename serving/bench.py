@@ -3,9 +3,13 @@
 In the open loop a latency counts from the moment the request was due, not from when it could be sent, so a server that
 stalls cannot hide it. Requests are serialised once and never tried again, so that this costs little beside the server
 and sees every refusal.
+
+With a warm-up the load goes on before and after what is measured: latencies and errors are those of requests due within
+it, throughput is what was answered within it. Without one all counts, from the first request to the last answer.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -30,8 +34,9 @@ class Load:
     access: Access = OPEN
     concurrency: int = 1
     rate: float = 0.0
+    warm_up_s: float = 0.0  # before `seconds` begin
     seconds: float = 10.0
-    requests: int = 0  # stop after so many; 0: only by seconds
+    requests: int = 0  # stop after so many, the warm-up's not counted; 0: only by seconds
     model: str = ""
     timeout_s: float = 10.0
     seed: int = 0
@@ -47,16 +52,50 @@ class Measurement:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    cpu_s: float  # of this load generator
+    answered: int  # pictures of the whole run, a warm-up's among them
+    cpu_s: float  # of this load generator, likewise
     refused_p99_ms: float  # of the calls that ended with a status other than OK
     errors: dict[str, int]  # by gRPC status; pictures refused one by one as "image CODE"
 
 
 @dataclass
 class _Record:
+    begins: float  # what was due before is no part of it, as are answers after `ends`; time.perf_counter
+    ends: float
+    wanted: int  # requests; 0: any number
+    requests: int = 0
+    answered: int = 0
+    in_time: int = 0
     latencies_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+
+    def take(self, due: float) -> bool:
+        """Count a request, unless there have been as many as are wanted; say whether it is to be sent."""
+        if due < self.begins:
+            return True
+        if self.wanted and self.requests == self.wanted:
+            return False
+        self.requests += 1
+        return True
+
+    def fail(self, status: str, *, due: float) -> None:
+        """Count a picture without a label."""
+        if due >= self.begins:
+            self.errors[status] += 1
+
+    def refuse(self, status: str, *, due: float, ended: float) -> None:
+        """Count a request without an answer."""
+        self.fail(status, due=due)
+        if due >= self.begins:
+            self.refused_s.append(ended - due)
+
+    def answer(self, *, due: float, ended: float) -> None:
+        """Count a picture's answer."""
+        self.answered += 1
+        self.in_time += self.begins <= ended <= self.ends
+        if due >= self.begins:
+            self.latencies_s.append(ended - due)
 
 
 _METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}/Classify"
@@ -70,20 +109,21 @@ async def measure(images: Sequence[bytes], load: Load) -> Measurement:
     requests = [pb.ClassifyRequest(images=[image], model=load.model).SerializeToString() for image in images]
     async with load.access.async_channel(load.address, _OPTIONS) as channel:
         call: Call = channel.unary_unary(_METHOD, None, None)
-        record, started, cpu_started = _Record(), time.perf_counter(), time.process_time()
+        begins, cpu_started = time.perf_counter() + load.warm_up_s, time.process_time()
+        ends = begins + load.seconds if load.warm_up_s else math.inf
+        record = _Record(begins=begins, ends=ends, wanted=load.requests)
         await (_open_loop if load.rate else _closed_loop)(call, requests, load=load, record=record)
-        return _summary(record, time.perf_counter() - started, cpu_s=time.process_time() - cpu_started)
+        seconds = min(ends, time.perf_counter()) - begins
+        return _summary(record, seconds, cpu_s=time.process_time() - cpu_started)
 
 
 async def _closed_loop(call: Call, requests: Sequence[bytes], *, load: Load, record: _Record) -> None:
-    numbers, until = count(), time.perf_counter() + load.seconds
+    numbers, until = count(), record.begins + load.seconds
 
     async def caller() -> None:
-        while time.perf_counter() < until and not _is_last(number := next(numbers), load):
-            is_there = await _send(
-                call, requests[number % len(requests)], load=load, record=record, due=time.perf_counter()
-            )
-            if not is_there:
+        while (due := time.perf_counter()) < until and record.take(due):
+            request = requests[next(numbers) % len(requests)]
+            if not await _send(call, request, load=load, record=record, due=due):
                 await asyncio.sleep(_AWAY_S)
 
     await asyncio.gather(*(caller() for _ in range(load.concurrency)))
@@ -91,11 +131,11 @@ async def _closed_loop(call: Call, requests: Sequence[bytes], *, load: Load, rec
 
 async def _open_loop(call: Call, requests: Sequence[bytes], *, load: Load, record: _Record) -> None:
     arrivals, due = random.Random(load.seed), time.perf_counter()  # noqa: S311 -- a workload, not a secret
-    until = due + load.seconds
+    until = record.begins + load.seconds
     async with asyncio.TaskGroup() as calls:
         for number in count():
             due += arrivals.expovariate(load.rate)
-            if due >= until or _is_last(number, load):
+            if due >= until or not record.take(due):
                 break
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             calls.create_task(_send(call, requests[number % len(requests)], load=load, record=record, due=due))
@@ -108,14 +148,13 @@ async def _send(call: Call, request: bytes, *, load: Load, record: _Record, due:
             await call(request, timeout=load.timeout_s, metadata=load.access.metadata())
         )
     except grpc.aio.AioRpcError as failure:
-        record.refused_s.append(time.perf_counter() - due)
-        record.errors[failure.code().name] += 1
+        record.refuse(failure.code().name, due=due, ended=time.perf_counter())
         return failure.code() is not grpc.StatusCode.UNAVAILABLE
     result = answer.results[0]
     if result.HasField("error"):
-        record.errors[f"image {enum_name(pb.ImageError.Code, result.error.code)}"] += 1
+        record.fail(f"image {enum_name(pb.ImageError.Code, result.error.code)}", due=due)
     else:
-        record.latencies_s.append(time.perf_counter() - due)
+        record.answer(due=due, ended=time.perf_counter())
     return True
 
 
@@ -125,19 +164,16 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))] if ordered else float("nan")
 
 
-def _is_last(number: int, load: Load) -> bool:
-    return bool(load.requests) and number >= load.requests
-
-
 def _summary(record: _Record, seconds: float, *, cpu_s: float) -> Measurement:
     latencies_ms = [1000 * latency_s for latency_s in record.latencies_s]
     return Measurement(
-        requests=len(latencies_ms) + record.errors.total(),
+        requests=record.requests,
         seconds=seconds,
-        pictures_per_s=len(latencies_ms) / seconds,
+        pictures_per_s=record.in_time / seconds,
         p50_ms=percentile(latencies_ms, 0.5),
         p90_ms=percentile(latencies_ms, 0.9),
         p99_ms=percentile(latencies_ms, 0.99),
+        answered=record.answered,
         cpu_s=cpu_s,
         refused_p99_ms=percentile([1000 * refused_s for refused_s in record.refused_s], 0.99),
         errors=dict(record.errors),

@@ -107,6 +107,7 @@ def bench(
     rate: Annotated[
         float, typer.Option(help="Send so many requests/s, Poisson (open loop); 0: closed.", min=0, max=1_000_000)
     ] = 0.0,
+    warm_up: Annotated[float, typer.Option(help="Send for so many s before anything is measured.", min=0)] = 0.0,
     seconds: Annotated[float, typer.Option(help="Measure for so many s.", min=0.1)] = 10.0,
     requests: Annotated[int, typer.Option(help="Stop after so many requests; 0: only by time.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed the arrivals.")] = 0,
@@ -119,6 +120,7 @@ def bench(
         access=access,
         concurrency=concurrency,
         rate=rate,
+        warm_up_s=warm_up,
         seconds=seconds,
         requests=requests,
         model=model,

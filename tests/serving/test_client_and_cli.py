@@ -157,6 +157,37 @@ def test_bench_counts_every_request(address, red, options, requests):
     assert 0 < measured["p50_ms"] <= measured["p90_ms"] <= measured["p99_ms"]
 
 
+@pytest.mark.parametrize("options", [("--concurrency", 3), ("--rate", 200)])
+def test_bench_measures_nothing_of_its_warm_up(address, red, options):
+    """Both loops; what was answered in all is told, for the server's CPU a picture."""
+    window = ("--warm-up", 0.5, "--seconds", 0.5)
+    done = command("bench", red, "--address", address, *window, "--requests", 20, "--json", *options)
+    measured = json.loads(done.stdout)
+    assert (measured["requests"], measured["errors"]) == (20, {})
+    assert measured["answered"] > 20
+    assert measured["seconds"] <= 0.5
+
+
+def test_bench_does_not_count_what_its_warm_up_was_refused(address, red):
+    """Of some 40 calls to a model that is not there, half."""
+    window = ("--warm-up", 1, "--seconds", 1, "--rate", 20)
+    done = command("bench", red, "--address", address, "--model", "nowhere", *window, "--json")
+    measured = json.loads(done.stdout)
+    assert (done.returncode, measured["answered"]) == (1, 0)
+    assert measured["errors"] == {"NOT_FOUND": measured["requests"]}
+    assert 0 < measured["requests"] <= 30
+
+
+def test_bench_with_a_warm_up_counts_what_was_answered_while_it_measured(address, red):
+    """Callers go on before and after, so a window of half a second has no ends of its own."""
+    done = command("bench", red, "--address", address, "--warm-up", 0.2, "--seconds", 0.5, "--json")
+    measured = json.loads(done.stdout)
+    assert measured["seconds"] == 0.5
+    # of those due in it the first was due, and the last answered, at most one latency outside
+    assert abs(measured["pictures_per_s"] * 0.5 - measured["requests"]) <= 1
+    assert measured["answered"] > measured["requests"]
+
+
 def test_bench_of_no_server_says_so_and_tries_it_now_and_then(red):
     """Two callers, for half a second: a hundredth of what could be sent."""
     done = command("bench", red, "--address", "127.0.0.1:1", "--concurrency", 2, "--seconds", 0.5, "--json")
