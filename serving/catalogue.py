@@ -2,7 +2,8 @@
 
 `refresh` brings this in line with the folder while requests are answered: versions that appear are loaded and proved
 before anyone can reach them, those that vanish leave, which `obey` sees to while others are loaded. A version that
-fails is remembered with its reason, never serves, and is tried again only when its folder changes. Knows no grpc.
+fails is remembered with its reason and never serves; it is tried again when its folder changes, or after a minute where
+the machine was short of something. Knows no grpc.
 """
 
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,7 +23,7 @@ from serving.complaints import Complaints
 from serving.errors import InvalidRequestError, NotReadyError, SettingsError, StartupError, UnknownModelError
 from serving.glimpses import Glimpses
 from serving.memory import return_memory
-from serving.reasons import plain_line, public_reason
+from serving.reasons import plain_line, public_reason, worth_a_try_at
 from serving.shelves import Entry, Shelf, Shelves, fingerprint
 from serving.unnamed import Unnamed, some
 from serving.versions import VersionPolicy
@@ -235,7 +237,8 @@ class Catalogue:
         """Load a version unless it is known as its folder stands; return why it does not serve, or nothing."""
         folder, known = self._folder(name, version), self._shelves[name].get(version)
         seen = fingerprint(folder)
-        if self._is_closing or (known is not None and known.fingerprint == seen):
+        is_as_known = known is not None and known.fingerprint == seen and time.monotonic() < known.again_at
+        if self._is_closing or is_as_known:
             return known.reason if known else "shutting down"
         if waits_for_whole and not self._glimpses.is_at_rest(folder, seen):
             return "its files have just changed"
@@ -252,7 +255,9 @@ class Catalogue:
             log.error("version refused", model=name, version=version, reason=reason, still_serves=still_serves)
             self._on_refused(name)
             public = public_reason(reason, models=self._models)
-            self._shelves.change(name, lambda shelf: shelf.with_refusal(version, reason=public, fingerprint=seen))
+            again_at = worth_a_try_at(error)
+            refused = partial(Shelf.with_refusal, version=version, reason=public, fingerprint=seen, again_at=again_at)
+            self._shelves.change(name, refused)
             return reason
         if self._is_closing or not fingerprint(folder):
             served.close(0.0)

@@ -3,6 +3,7 @@
 A whole shelf is replaced at once, so that whoever reads one sees a swap either before or after, never between.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Entry:
     reason: str = ""  # why it does not serve, or why what its folder holds by now is refused
     served: ServedModel | None = None  # where it is READY or DRAINING
     fingerprint: Fingerprint = ()  # of the folder that this state comes from
+    again_at: float = math.inf  # time.monotonic from which it is tried again, though its folder is the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Shelf:
         others = [entry for entry in self.entries if entry.version != new.version]
         return replace(self, entries=tuple(sorted([*others, new], key=lambda entry: entry.version)))
 
-    def with_refusal(self, version: int, *, reason: str, fingerprint: Fingerprint) -> "Shelf":
+    def with_refusal(self, *, version: int, reason: str, fingerprint: Fingerprint, again_at: float) -> "Shelf":
         """Return a shelf that tells why what this version's folder holds by now does not serve.
 
         What serves goes on serving; what has left meanwhile does not come back.
@@ -79,7 +81,8 @@ class Shelf:
         if known is None:
             return self
         state: State = known.state if known.served else "FAILED"
-        return self.with_entry(replace(known, state=state, reason=reason, fingerprint=fingerprint))
+        refused = replace(known, state=state, reason=reason, fingerprint=fingerprint, again_at=again_at)
+        return self.with_entry(refused)
 
     def without_refusals(self) -> "Shelf":
         """Return a shelf whose refused versions are known no more by their files."""

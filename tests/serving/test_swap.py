@@ -1,6 +1,7 @@
 """Versions that come, go, fail and are chosen while a server answers: no call may fail for it."""
 
 import asyncio
+import errno
 import gc
 import os
 import shutil
@@ -331,6 +332,60 @@ def test_version_that_is_copied_bit_by_bit_serves_once_it_is_whole(models):
         shutil.copytree(whole / "golden", target / "golden")
         server.catalogue.refresh()
         assert (server.states()[2], server.answering()) == ("READY", 2)
+
+
+@pytest.mark.parametrize(
+    "lacked",
+    [
+        pytest.param(OSError(errno.EMFILE, "Too many open files"), id="descriptors"),
+        pytest.param(MemoryError("std::bad_alloc"), id="memory"),
+        pytest.param(RuntimeError("[ONNXRuntimeError] : 6 : std::bad_alloc"), id="memory of onnxruntime"),
+        pytest.param(RuntimeError("can't start new thread"), id="threads"),
+        pytest.param(ValueError("Invalid graph"), id="nothing"),
+    ],
+)
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_what_the_machine_lacked_for_a_while_refuses_no_version_for_ever(models, monkeypatch, lacked, is_wrapped):
+    """Its folder does not change when memory or descriptors come back; a bad one is tried once."""
+    tries = []
+
+    def loading(folder):
+        if folder.name == "2":
+            tries.append(folder)
+            if len(tries) < 3 and not is_wrapped:
+                raise lacked
+            if len(tries) < 3:
+                raise BundleError("model.onnx: cannot be opened") from lacked
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    monkeypatch.setattr("serving.reasons.TRY_AGAIN_S", 0.0)
+    server = Running(models, load=loading, watch_s=0)
+    with server:
+        until(server._server._watcher._task.done, what="the only look")
+        tiny_bundle.write(models)
+        for _ in range(4):
+            server.catalogue.refresh()
+        passes = not isinstance(lacked, ValueError)
+        assert (len(tries), server.answering()) == ((3, 2) if passes else (1, 1))
+
+
+def test_a_version_is_not_tried_at_every_look_while_the_machine_lacks_something(models):
+    """Each try takes memory, and a core."""
+    tries = []
+
+    def loading(folder):
+        if folder.name == "2":
+            tries.append(folder)
+            raise MemoryError
+        return load_model(folder, server.settings, metrics=server.metrics)
+
+    server = Running(models, load=loading, watch_s=0)
+    with server:
+        until(server._server._watcher._task.done, what="the only look")
+        tiny_bundle.write(models)
+        for _ in range(4):
+            server.catalogue.refresh()
+        assert len(tries) == 1
 
 
 def test_a_version_that_is_copied_slowly_is_tried_once(models):
