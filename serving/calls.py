@@ -13,9 +13,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from serving.errors import RateLimitedError, TryLaterError, status_name, without_frames
+from serving.errors import MessageTooLargeError, RateLimitedError, TryLaterError, status_name, without_frames
 
 _RETRY_MS: Final = (20, 2000)  # the shortest and longest time after which a refused client is told to try again
+_PUSH_BACK: Final = "grpc-retry-pushback-ms"  # to the client's library; -1: do not try again
 
 Context = grpc.aio.ServicerContext[object, object]
 log = structlog.get_logger(__name__)
@@ -30,10 +31,14 @@ async def abort(context: Context, error: Exception) -> NoReturn:
     if not is_foreseen:
         log.error("unforeseen error", exc_info=error)
     without_frames(error)  # which the library keeps from now on
+    trailers: tuple[tuple[str, str | bytes], ...] = ()
     if isinstance(error, TryLaterError):
-        push_back = _push_back(code, error, time_left_s=context.time_remaining())
-        await context.abort(code, str(error), (*context.trailing_metadata(), *push_back))
-    await context.abort(code, str(error) if is_foreseen else "internal error")
+        trailers = _push_back(code, error, time_left_s=context.time_remaining())
+    elif isinstance(error, MessageTooLargeError):
+        trailers = ((_PUSH_BACK, "-1"),)  # it would be too large again
+    if trailers:
+        trailers = (*context.trailing_metadata(), *trailers)
+    await context.abort(code, str(error) if is_foreseen else "internal error", trailers)
 
 
 def _push_back(
@@ -52,5 +57,5 @@ def _push_back(
     status = Status(code=code.value[0], message=str(error), details=[detail])
     return (
         ("grpc-status-details-bin", status.SerializeToString()),
-        ("grpc-retry-pushback-ms", str(retry_ms if time_left_s is None or retry_ms < 1000 * time_left_s else -1)),
+        (_PUSH_BACK, str(retry_ms if time_left_s is None or retry_ms < 1000 * time_left_s else -1)),
     )

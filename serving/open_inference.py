@@ -100,14 +100,14 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ModelConfigResponse(config=_config(contract, max_batch_size=self._max_images))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:  # noqa: ARG002, N802 -- rpc
-        """Tell the statistics of what answers: one version, one model or, without a name, all."""
-        if request.name or request.version:
-            self._dispatcher.catalogue.find(request.name, request.version)
+        """Tell the statistics of what answers: of one model or, without a name, all; of one version or all."""
         asked = [
             entry
             for entry in self._ready()
             if request.name in ("", entry.name) and request.version in ("", str(entry.version))
         ]
+        if not asked and (request.name or request.version):
+            self._dispatcher.catalogue.find(request.name, request.version)  # which says why
         found = await self._read_statistics([(entry.name, entry.version) for entry in asked])
         return pb.ModelStatisticsResponse(model_stats=list(map(_statistics, asked, found)))
 

@@ -64,11 +64,12 @@ def test_no_field_hides_those_after_it(first):
     assert count_fields(first + b"\x2a\x00" * 200, INFER.DESCRIPTOR, most=MANY) == 201
 
 
-def test_a_tensor_of_pixels_is_a_field_for_every_kilobyte():
-    """They take little more than what they are, but each is looked at; 200 is two bytes."""
+@pytest.mark.parametrize("value", [0, 127, 128, 255])
+def test_a_tensor_of_pixels_is_a_field_for_every_thousand(value):
+    """They take little more than what they are, but each is looked at; bright ones are two bytes, and no more."""
     request = INFER()
-    request.inputs.add().contents.uint_contents.extend([200] * 10_000)
-    assert count_fields(request.SerializeToString(), INFER.DESCRIPTOR, most=MANY) == 3 + 20_000 // 1024
+    request.inputs.add().contents.uint_contents.extend([value] * 10_000)
+    assert count_fields(request.SerializeToString(), INFER.DESCRIPTOR, most=MANY) == 3 + 10_000 // 1024
 
 
 def test_what_a_method_takes_is_known():

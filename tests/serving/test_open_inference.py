@@ -274,6 +274,9 @@ def test_compressed_requests_are_read_and_their_bombs_refused(models):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ModelInfer(bomb, compression=grpc.Compression.Gzip)
         assert caught.value.code().name == "RESOURCE_EXHAUSTED"
+        trailers = dict(caught.value.trailing_metadata())
+        assert trailers["grpc-retry-pushback-ms"] == "-1"  # it would be too large again
+        assert "x-request-id" in trailers
 
     scene_with(models, scene, settings=small)
 
@@ -363,6 +366,8 @@ def test_statistics_and_versions_are_those_of_one_model_and_one_version(models):
         assert counts(name="colours", version="2") == [("colours", "2", 3)]
         assert counts(name="colours") == [("colours", "1", 1), ("colours", "2", 3)]
         assert counts() == [("colours", "1", 1), ("colours", "2", 3), ("shades", "1", 0)]
+        assert counts(version="1") == [("colours", "1", 1), ("shades", "1", 0)]
+        assert counts(version="2") == [("colours", "2", 3)]
         for fields in ({"version": "x"}, {"name": "colours", "version": "x"}):
             with pytest.raises(grpc.RpcError, match="wanted a positive integer"):
                 counts(**fields)
