@@ -171,6 +171,11 @@ class Catalogue:
         return answering[0].served if len(answering) == 1 else None
 
     @property
+    def usual_model(self) -> str:
+        """Which model goes on answering requests without a name when others appear; empty: there was none alone."""
+        return self._unnamed.usual
+
+    @property
     def can_answer(self) -> bool:
         """Whether there is any model that answers."""
         return bool(self._shelves.answering())

@@ -37,14 +37,14 @@ def run(
     models: Path,
     settings: ServerSettings,
     *,
-    on_serving: Callable[[], None] = lambda: None,
+    on_serving: Callable[[str], None] = lambda _: None,
     usual_model: str = "",
     is_restart: bool = False,
 ) -> None:
     """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served.
 
-    `usual_model` gets the requests without a name where it is there: what other workers say to that. A worker that is
-    started again serves what it can, as they do.
+    `usual_model` gets the requests without a name where it is there: what other workers say to that, and what
+    `on_serving` is told. A worker that is started again serves what it can, as they do.
     """
     bound_heaps()
     freeze_heap()
@@ -52,7 +52,7 @@ def run(
 
 
 async def _main(
-    models: Path, settings: ServerSettings, *, on_serving: Callable[[], None], usual_model: str, is_restart: bool
+    models: Path, settings: ServerSettings, *, on_serving: Callable[[str], None], usual_model: str, is_restart: bool
 ) -> None:
     started = time.monotonic()
     stop = _stop_on_signal(exits_at_second=settings.workers == 1)
@@ -80,7 +80,7 @@ async def _main(
         await server.say_serving()
         seconds = round(time.monotonic() - started, 2)
         log.info("SERVING", port=server.port, http_port=server.http_port, seconds=seconds, pid=os.getpid())
-        on_serving()
+        on_serving(catalogue.usual_model)
     returning = asyncio.create_task(keep_returning_memory())
     await stop.wait()
     returning.cancel()

@@ -63,6 +63,8 @@ def held_port(address: Address) -> Iterator[str]:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is closing is no obstacle
             held.bind(place)
+            # Else another server may bind beside it, as none of both listens: workers have SO_REUSEPORT in common.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError as error:
             raise StartupError(
                 f"{address.text}: cannot listen there, {error.strerror}; choose another address"

@@ -17,17 +17,17 @@ class Unnamed:
 
     def __init__(self, *, default: str = "", usual: str = "") -> None:
         self._default = default
-        self._usual = usual  # may be gone
+        self.usual = usual  # may be gone
 
     def begin_with(self, answering: Collection[str]) -> None:
-        """Take note of the models that answered at the start."""
-        if len(answering) == 1:
-            (self._usual,) = answering
+        """Take note of the models that answered at the start, unless it is known which one is the usual."""
+        if len(answering) == 1 and not self.usual:
+            (self.usual,) = answering
 
     def choose(self, known: Collection[str], *, answering: Collection[str]) -> str:
         """Return the name that is meant: one that answers, or among those that are known. Raises UnknownModelError."""
-        if self._default or self._usual in known:
-            return self._default or self._usual
+        if self._default or self.usual in known:
+            return self._default or self.usual
         meant = answering or known
         if len(meant) == 1:
             return next(iter(meant))

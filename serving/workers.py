@@ -22,8 +22,6 @@ from typing import Final
 
 import structlog
 
-from bundle.errors import BundleError
-from bundle.repository import model_names
 from serving.addresses import Address
 from serving.endings import ending_signals
 from serving.errors import StartupError
@@ -33,11 +31,12 @@ from serving.shared_places import held_port, metrics_folder
 
 MAX_PAUSE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.5
-_STEADY_S: Final = 10.0  # a process that lived so long is started again at once
+_STEADY_S: Final = 10.0  # a process that served, and lived so long, is started again at once
 _KILL_AFTER_S: Final = 10.0  # beyond the drain
 _LOOK_S: Final = 5.0  # at whether the workers' loops still run
 _LOOKS: Final = 6  # in a row without a sign of it: wedged
 _BEAT_S: Final = 1.0
+_MAX_NAME: Final = 65  # bytes of a model's name, and one more
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _NO_ROOM: Final = -signal.SIGBUS  # what the system does where a mapped file cannot be written to disk
 
@@ -59,15 +58,7 @@ def run(models: Path, settings: ServerSettings) -> None:
         if settings.http_address != "off":
             http = address.beside(settings.http_address)
             shared = replace(shared, http_address=stack.enter_context(held_port(http)))
-        _Supervisor(models, shared, usual_model=_only_name(models)).run()
-
-
-def _only_name(models: Path) -> str:
-    """Return the only model's name; else nothing."""
-    with suppress(BundleError):
-        names = model_names(models)
-        return names[0] if len(names) == 1 else ""
-    return ""
+        _Supervisor(models, shared).run()
 
 
 @dataclass(kw_only=True)
@@ -86,12 +77,12 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, models: Path, settings: ServerSettings, *, usual_model: str) -> None:
+    def __init__(self, models: Path, settings: ServerSettings) -> None:
         self._models = models
         self._settings = settings
-        self._usual_model = usual_model
         self._has_served = False
         self._context = multiprocessing.get_context("spawn")  # fork would copy threads' locks as they stand
+        self._usual_model = self._context.RawArray(ctypes.c_char, _MAX_NAME)  # the first worker that serves says so
         self._workers: list[_Worker] = []
         self._stop_reader, self._stop_writer = socket.socketpair()
         self._stop_writer.setblocking(False)
@@ -125,6 +116,7 @@ class _Supervisor:
             target=_work,
             args=(self._models, self._settings),
             kwargs={
+                "place": place,
                 "cores": cores,
                 "beat": beat,
                 "usual_model": self._usual_model,
@@ -180,11 +172,11 @@ class _Supervisor:
         from prometheus_client import multiprocess
 
         pid, exit_code = worker.process.pid, worker.process.exitcode
-        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # its gauges are gone, its counts stay
+        multiprocess.mark_process_dead(place)  # type: ignore[no-untyped-call]  # its gauges are gone, its counts stay
         self._has_served |= any(other.beat.value for other in self._workers)
         if not self._has_served:
             raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; its log says why")
-        is_steady = time.monotonic() - worker.started > _STEADY_S
+        is_steady = bool(worker.beat.value) and time.monotonic() - worker.started > _STEADY_S
         worker.failures = 0 if is_steady else worker.failures + 1
         again_in_s = pause_s(worker.failures)
         worker.due = time.monotonic() + again_in_s
@@ -219,18 +211,27 @@ def _work(
     models: Path,
     settings: ServerSettings,
     *,
+    place: int,
     cores: list[int],
     beat: ctypes.c_double,
-    usual_model: str,
+    usual_model: "ctypes.Array[ctypes.c_char]",
     is_restart: bool,
     supervisor: int,
 ) -> None:
     """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
+    from prometheus_client import values
+
+    # Whoever comes after us in this place counts on in our files: else they would pile up with every death.
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: place)  # type: ignore[no-untyped-call]
     from serving import process
 
     def pulse() -> None:
         beat.value = time.monotonic()
         asyncio.get_running_loop().call_later(_BEAT_S, pulse)
+
+    def serve(usual: str) -> None:
+        usual_model.value = usual_model.value or usual.encode()
+        pulse()
 
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -241,7 +242,8 @@ def _work(
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
     try:
-        process.run(models, settings, on_serving=pulse, usual_model=usual_model, is_restart=is_restart)
+        usual = usual_model.value.decode()
+        process.run(models, settings, on_serving=serve, usual_model=usual, is_restart=is_restart)
     except StartupError as error:
         log.error("worker cannot start", reason=str(error))
         raise SystemExit(1) from None

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
+import pytest
 import tiny_bundle
 from prometheus_client import ProcessCollector
 from test_client_and_cli import command
@@ -24,6 +25,7 @@ from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from protos import open_inference_pb2 as v2
 from serving.addresses import Address
+from serving.errors import StartupError
 from serving.readings import read
 from serving.shared_places import held_port, metrics_folder
 from serving.worker_metrics import CrewCollector
@@ -184,18 +186,25 @@ def test_a_killed_worker_costs_only_its_own_calls_and_comes_back(models):
 
 
 def test_what_waited_in_a_worker_that_died_is_told_no_more(models):
-    """Its gauges go with it, its counts stay."""
-    with crew(models) as (running, pids, port, _):
+    """Its gauges go with it, its counts stay; who takes its place counts on in its files, or they would pile up."""
+    with crew(models) as (running, pids, port, http_port):
         with connection(port) as channel:
             classify(channel)
         dead = min(pids)
-        (folder,) = {path.parent for path in mapped(dead) if path.suffix == ".db"}
-        assert list(folder.glob(f"gauge_live*_{dead}.db"))
+        its = {path for path in mapped(dead) if path.suffix == ".db"}
+        (folder,) = {path.parent for path in its}
+        gauges = {path for path in its if path.name.startswith("gauge_live")}
+        assert gauges < its
         assert "TMPDIR" in ENVIRONMENT or folder.parent == Path("/dev/shm")  # no disk that others fill
-        os.kill(dead, signal.SIGKILL)
-        running.next("worker died")
-        assert not list(folder.glob(f"gauge_live*_{dead}.db"))
-        assert (folder / f"counter_{dead}.db").exists()
+        before = set(folder.glob("*.db"))
+        for _ in range(2):
+            os.kill(dead, signal.SIGKILL)
+            running.next("worker died")
+            assert {path for path in its if path.exists()} == its - gauges
+            dead = running.next("SERVING")["pid"]
+            assert {path for path in mapped(dead) if path.suffix == ".db"} == its
+            assert set(folder.glob("*.db")) == before
+        assert told(http_port, "calotype_pictures_total") == 1
 
 
 def mapped(pid):
@@ -296,8 +305,8 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
         "from serving import settings, workers\n"
         "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
         "context = multiprocessing.get_context('spawn')\n"
-        "workers._work(pathlib.Path(sys.argv[1]), own, cores=[0], beat=context.RawValue('d'),\n"
-        "              usual_model='', is_restart=False, supervisor=2**22 + 1)\n"
+        "workers._work(pathlib.Path(sys.argv[1]), own, place=0, cores=[0], beat=context.RawValue('d'),\n"
+        "              usual_model=context.RawArray('c', 65), is_restart=False, supervisor=2**22 + 1)\n"
     )
     command = [sys.executable, "-c", code, str(models)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
@@ -445,6 +454,38 @@ def test_a_worker_that_comes_back_lives_with_what_the_others_live_with(models, t
         running.next("SERVING")
         with connection(port) as channel:
             assert classify(channel, reconnect=True).results
+
+
+def test_a_port_is_held_while_nobody_listens_there_yet():
+    """Else two servers that load at the same time would share the calls."""
+    with held_port(Address.parse("127.0.0.1:0")) as address:
+        with pytest.raises(StartupError, match="taken by another server"), held_port(Address.parse(address)):
+            pass
+        with socket.socket() as worker:
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            worker.bind(Address.parse(address).places()[0][1])
+
+
+def test_a_worker_that_comes_back_answers_who_names_no_model_as_before(models):
+    """Whatever can answer by then: a second model has come, and the first may not be what it was."""
+    with crew(models, "--watch-s", "0.1") as (running, pids, port, _):
+        tiny_bundle.write(models, name="shades")
+        for _ in pids:
+            while running.next("answering version")["model"] != "shades":
+                pass
+        model = models / "colours" / "1" / "model.onnx"
+        model.write_bytes(b"damaged")
+        os.kill(min(pids), signal.SIGKILL)
+        running.next("SERVING")
+        told = set()
+        for _ in range(CONNECTIONS):
+            with connection(port) as channel:
+                try:
+                    told.add(classify(channel, reconnect=True).model)
+                except grpc.RpcError as error:
+                    told.add(error.code())
+        assert told == {"colours", grpc.StatusCode.UNAVAILABLE}
 
 
 def test_a_port_that_is_closing_is_no_obstacle_for_several(models):
