@@ -1,10 +1,12 @@
 """A server's process, from the command to the exit code: memory, signals, tracing, and the server between them.
 
-SIGTERM, SIGINT or SIGHUP shuts the server down, exit 0. A second signal exits at once.
+SIGTERM, SIGINT or SIGHUP shuts the server down, exit 0. A second signal exits at once, but for SIGHUP: a terminal that
+closes may send two.
 """
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -157,7 +159,7 @@ def _stop_on_signal(*, exits_at_second: bool) -> asyncio.Event:
     stop = asyncio.Event()
 
     def on_signal(number: int) -> None:
-        if stop.is_set() and exits_at_second:
+        if stop.is_set() and exits_at_second and number != signal.SIGHUP:
             os._exit(128 + number)
         stop.set()
 

@@ -185,8 +185,8 @@ class _Supervisor:
         log.error("worker died", worker=name, pid=pid, exit_code=exit_code, again_in_s=again_in_s, **why)
 
     def _stop_all(self) -> None:
-        """Let every process drain; whoever is not done by then, or at a second signal, is killed."""
-        self._forget_signals()
+        """Let every process drain; whoever is not done by then, or at a second signal, is killed: see `process`."""
+        self._signals()
         alive = [worker.process for worker in self._workers if worker.process.is_alive()]
         for process in alive:
             process.terminate()
@@ -194,17 +194,18 @@ class _Supervisor:
         until = time.monotonic() + self._settings.lame_duck_s + self._settings.drain_s + _KILL_AFTER_S
         while sentinels := [process.sentinel for process in alive if process.is_alive()]:
             ended = wait([self._stop_reader, *sentinels], max(0.0, until - time.monotonic()))
-            if not ended or self._stop_reader in ended:
+            if not ended or self._signals() - {signal.SIGHUP}:
                 break
         for process in alive:
             process.kill()
             process.join()
 
-    def _forget_signals(self) -> None:
-        """Make what comes from now on a second signal."""
+    def _signals(self) -> set[int]:
+        """Return which have come since the last call."""
         self._stop_reader.setblocking(False)
         with suppress(BlockingIOError):
-            self._stop_reader.recv(4096)
+            return set(self._stop_reader.recv(4096))
+        return set()
 
 
 def _work(

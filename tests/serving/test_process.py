@@ -246,6 +246,19 @@ def test_a_second_signal_ends_a_single_process_at_once(models):
         assert started.wait(30) == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize("options", [(), ("--workers", "2")])
+def test_a_terminal_that_closes_may_hang_up_twice(models, options):
+    """Its shell does, and the system: the server drains all the same, and is stopped."""
+    with process(models, "--http-address", "off", "--lame-duck-s", "1", *options) as started:
+        port(started)
+        started.send_signal(signal.SIGHUP)
+        while json.loads(started.stderr.readline())["event"] != "draining":
+            pass
+        started.send_signal(signal.SIGHUP)
+        assert started.wait(30) == 0
+        assert '"stopped"' in started.stderr.read()
+
+
 def test_a_process_counts_the_versions_that_it_refuses(models):
     """Of which an alarm is made."""
     tiny_bundle.change_constant(tiny_bundle.write(models), "mean", 0.9)
