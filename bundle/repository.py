@@ -104,6 +104,14 @@ def versions(models: Path, name: str) -> list[int]:
     return sorted(int(entry) for entry in entries if _VERSION.fullmatch(entry))
 
 
+def is_empty(folder: Path) -> bool:
+    """Say whether a folder is there with nothing at all in it, as a mount leaves it that was lost."""
+    try:
+        return not any(folder.iterdir())
+    except OSError:
+        return False
+
+
 def newest(models: Path, name: str) -> Bundle:
     """Read a model's newest version; raises BundleError where there is none."""
     found = versions(models, name)

@@ -1,7 +1,7 @@
 """Which models are here, in which state, and which version of each answers: the newest good one, or the pinned one.
 
 `refresh` brings this in line with the folder while requests are answered: versions that appear are loaded and proved
-before anyone can reach them, those that vanish leave, which `obey` sees to while others are loaded. A version that
+before anyone can reach them, those that vanish leave, which `let_go` sees to while others are loaded. A version that
 fails is remembered with its reason and never serves; it is tried again when its folder changes, or after a minute where
 the machine was short of something. Knows no grpc.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from bundle.errors import BundleError, CalotypeError
-from bundle.repository import model_names, models_above, versions
+from bundle.repository import is_empty, model_names, models_above, versions
 from serving.classifier import ServedModel
 from serving.complaints import Complaints
 from serving.errors import InvalidRequestError, NotReadyError, SettingsError, StartupError, UnknownModelError
@@ -91,23 +91,29 @@ class Catalogue:
         self._unnamed.begin_with(self._answering_names())
         self._is_loaded = True
 
-    def obey(self) -> None:
-        """Follow pins, and let go of versions whose folders have left, as far as that takes no loading.
-
-        For while `refresh` loads, which may take long: a rollback does not wait for it.
-        """
-        with suppress(BundleError, SettingsError):  # `refresh` complains
+    def follow_pins(self) -> None:
+        """Let what is pinned by now answer, where it is loaded; needs no look at the folder, which may not answer."""
+        with suppress(SettingsError):  # `refresh` complains
             self._wishes.read_pins()
-            for name in set(model_names(self._models)) & set(self._shelves.names()):
-                self._let_go(name, versions(self._models, name))
+            for name in self._shelves.names():
                 self._choose(name)
 
-    def refresh(self, *, waits_for_whole: bool = False) -> None:
+    def let_go(self) -> None:
+        """Let go of versions whose folders have left.
+
+        As `follow_pins`, for while `refresh` loads, which may take long: a rollback does not wait for it.
+        """
+        with suppress(BundleError):  # likewise
+            for name in set(model_names(self._models)) & set(self._shelves.names()):
+                self._let_go(name, versions(self._models, name))
+
+    def refresh(self, *, waits_for_whole: bool = False, drain_s: float = 30.0) -> None:
         """Bring the shelves in line with the folder and the pins; blocks while new versions are proved.
 
-        What leaves is out of reach at once; `release` closes it. A folder that cannot be read, or is suddenly empty, is
-        taken for a lost mount: what serves goes on serving. With `waits_for_whole` a version is tried when two looks in
-        a row found the same there: one that is copied file by file is no bad one.
+        What leaves is out of reach at once, and closed by `release`, or within drain_s before the next model is loaded:
+        for all the new ones beside all the old there may be no memory. A folder that cannot be read, or is suddenly
+        empty, of all models or of one, is taken for a lost mount: what serves goes on serving. With `waits_for_whole` a
+        version is tried when two looks in a row found the same there: one that is copied file by file is no bad one.
         """
         with self._refreshing:
             self._glimpses.look_again()
@@ -124,12 +130,7 @@ class Catalogue:
                 return
             self._wishes.look_again(names)
             for name in sorted({*names, *self._shelves.names()}):
-                try:
-                    there = versions(self._models, name)
-                except BundleError as error:  # its folder alone
-                    self._complaints.tell(f"{error}; {name} stays as it is")
-                else:
-                    self._refresh_model(name, there, waits_for_whole=waits_for_whole)
+                self._look_at(name, waits_for_whole=waits_for_whole, drain_s=drain_s)
 
     def release(self, timeout_s: float) -> None:
         """Close what has left, when its requests are answered, for at most timeout_s seconds each; blocks."""
@@ -221,6 +222,19 @@ class Catalogue:
         reasons = [self._bring_up(name, version) for version in tries if not self._shelves[name].ready()]
         self._choose(name)
         return "" if self._shelves[name].ready() else next(iter(reasons), f"{self._models / name}: no versions")
+
+    def _look_at(self, name: str, *, waits_for_whole: bool, drain_s: float) -> None:
+        folder = self._models / name
+        try:
+            there = versions(self._models, name)
+        except BundleError as error:  # its folder alone
+            self._complaints.tell(f"{error}; {name} stays as it is")
+            return
+        if not there and self._shelves[name].ready() and is_empty(folder):
+            self._complaints.tell(f"{folder}: suddenly empty, {name} stays as it is; to let it go remove the folder")
+            return
+        self.release(drain_s)
+        self._refresh_model(name, there, waits_for_whole=waits_for_whole)
 
     def _refresh_model(self, name: str, there: list[int], *, waits_for_whole: bool) -> None:
         pin, shadow = self._wishes.pin(name), self._wishes.shadow(name)

@@ -47,17 +47,23 @@ class Watcher:
 
     async def _look_on(self) -> None:
         refreshing = asyncio.create_task(self._refresh(waits_for_whole=False))
+        letting_go: asyncio.Task[None] | None = None
         while self._every_s and not self._stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._every_s)
             if refreshing.done() and not self._stopping.is_set():
                 refreshing = asyncio.create_task(self._refresh(waits_for_whole=True))
             elif not refreshing.done():
-                await self._try(partial(asyncio.to_thread, self._catalogue.obey))
+                await self._try(partial(asyncio.to_thread, self._catalogue.follow_pins))
+                if letting_go is None or letting_go.done():  # else the folder does not answer
+                    letting_go = asyncio.create_task(self._try(partial(asyncio.to_thread, self._catalogue.let_go)))
         await refreshing
+        if letting_go is not None:
+            await letting_go
 
     async def _refresh(self, *, waits_for_whole: bool) -> None:
-        await self._try(partial(self._in_thread, partial(self._catalogue.refresh, waits_for_whole=waits_for_whole)))
+        look = partial(self._catalogue.refresh, waits_for_whole=waits_for_whole, drain_s=self._drain_s)
+        await self._try(partial(self._in_thread, look))
         await self._in_thread(partial(self._catalogue.release, self._drain_s))
 
     async def _try(self, look: Callable[[], Awaitable[None]]) -> None:

@@ -435,6 +435,51 @@ def test_a_rollback_does_not_wait_for_a_load_that_takes_for_ever(models, tmp_pat
         may_load.set()
 
 
+def test_a_pin_is_followed_while_the_folder_does_not_answer(models, tmp_path, monkeypatch):
+    """A mount whose server is gone: both versions are in memory, and the pins lie elsewhere."""
+    pins, asked, may_look = tmp_path / "pins", threading.Event(), threading.Event()
+    pins.write_text("")
+    tiny_bundle.write(models)
+
+    def look_for_ever(place, name):
+        asked.set()
+        may_look.wait(LIMIT_S)
+        return versions(place, name)
+
+    with Running(models, pins_file=pins) as server:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="both")
+        monkeypatch.setattr("serving.catalogue.versions", look_for_ever)
+        assert asked.wait(LIMIT_S)
+        for pin in (1, 2, 1):
+            pins.write_text(f"colours={pin}\n")
+            until(lambda pin=pin: server.answering() == pin, what="the pinned version")
+        may_look.set()
+
+
+def test_what_one_model_let_go_of_is_closed_before_the_next_one_is_loaded(models):
+    """Where all are replaced at once, all the new ones beside all the old may not fit."""
+    tiny_bundle.write(models, name="shades")
+    opened, closed = [], []
+
+    def loading(folder):
+        name = f"{folder.parent.name}/{folder.name}"
+        opened.append((name, closed.copy()))
+        served = load_model(folder, server.settings, metrics=server.metrics)
+        close = served.close
+        served.close = lambda timeout_s: (closed.append(name), close(timeout_s))[1]
+        return served
+
+    server = Running(models, load=loading, watch_s=0, keep=1)
+    with server:
+        until(server._server._watcher._task.done, what="the only look")
+        tiny_bundle.write(models)
+        tiny_bundle.write(models, name="shades")
+        server.catalogue.refresh()
+        assert opened[2:] == [("colours/2", []), ("shades/2", ["colours/1"])]
+        server.catalogue.release(LIMIT_S)
+        assert closed == ["colours/1", "shades/1"]
+
+
 def test_a_version_that_leaves_while_its_changed_folder_is_refused_does_not_come_back(models):
     """It was let go of meanwhile, and is closed: nobody may be sent to it."""
     tiny_bundle.write(models)
@@ -455,7 +500,7 @@ def test_a_version_that_leaves_while_its_changed_folder_is_refused_does_not_come
         looking.start()
         assert is_loading.wait(LIMIT_S)
         hide(models / "colours" / "2")
-        server.catalogue.obey()
+        server.catalogue.let_go()
         may_fail.set()
         looking.join()
         server.catalogue.release(LIMIT_S)
@@ -560,6 +605,24 @@ def test_lost_mount_changes_nothing(models):
         assert server.states() == {1: "READY"}
         models.rmdir()
         away.rename(models)
+
+
+def test_lost_mount_of_one_model_changes_nothing(models):
+    """Else its unnamed requests would be answered by another model; who wants it gone removes the folder."""
+    tiny_bundle.write(models, name="shades")
+    with Running(models, watch_s=0, default_model="") as server:
+        until(server._server._watcher._task.done, what="the only look")
+        away = (models / "colours").rename(models.with_name("away"))
+        (models / "colours").mkdir()
+        for look in (server.catalogue.let_go, server.catalogue.refresh):
+            look()
+            assert (server.states(), server.states("shades")) == ({1: "READY"}, {1: "READY"})
+        (models / "colours").rmdir()
+        server.catalogue.refresh()
+        assert not server.states()
+        away.rename(models / "colours")
+        server.catalogue.refresh()
+        assert server.states() == {1: "READY"}
 
 
 def test_copy_under_another_number_is_refused(models):
@@ -751,7 +814,7 @@ def test_what_has_just_come_is_not_let_go_for_an_older_look(models, monkeypatch)
         return found
 
     monkeypatch.setattr("serving.catalogue.versions", swap_meanwhile)
-    catalogue.obey()
+    catalogue.let_go()
     assert asked
     assert [entry.version for entry in catalogue.entries() if entry.name == "colours"] == [1, 2]
 
