@@ -86,10 +86,10 @@ def test_health_is_not_serving_while_nothing_can_answer(models):
 def test_a_model_whose_last_version_leaves_during_the_start_costs_itself(models, monkeypatch):
     """Between the list of models and the look at its versions."""
     tiny_bundle.write(models, name="shades")
-    monkeypatch.setattr("serving.catalogue.versions", lambda _, name: [] if name == "shades" else [1])
+    monkeypatch.setattr("serving.upkeep.versions", lambda _, name: [] if name == "shades" else [1])
     with Running(models) as server:
         assert server.answering() == 1
-    monkeypatch.setattr("serving.catalogue.versions", lambda *_: [])
+    monkeypatch.setattr("serving.upkeep.versions", lambda *_: [])
     with pytest.raises(StartupError, match=r"colours: no versions"), Running(models):
         pass
 
@@ -448,7 +448,7 @@ def test_a_pin_is_followed_while_the_folder_does_not_answer(models, tmp_path, mo
 
     with Running(models, pins_file=pins) as server:
         until(lambda: server.states() == {1: "READY", 2: "READY"}, what="both")
-        monkeypatch.setattr("serving.catalogue.versions", look_for_ever)
+        monkeypatch.setattr("serving.upkeep.versions", look_for_ever)
         assert asked.wait(LIMIT_S)
         for pin in (1, 2, 1):
             pins.write_text(f"colours={pin}\n")
@@ -683,7 +683,7 @@ class Leaver:
 def test_memory_is_given_back_once_what_left_is_closed(models, monkeypatch):
     """Not before, and not when nothing has left."""
     events = []
-    monkeypatch.setattr("serving.catalogue.return_memory", lambda: events.append("given back"))
+    monkeypatch.setattr("serving.upkeep.return_memory", lambda: events.append("given back"))
     catalogue = Catalogue(models, lambda _: Leaver(events), policy=VersionPolicy(keep=1))
     catalogue.load_all()
     catalogue.release(1)
@@ -813,7 +813,7 @@ def test_what_has_just_come_is_not_let_go_for_an_older_look(models, monkeypatch)
             catalogue.refresh()
         return found
 
-    monkeypatch.setattr("serving.catalogue.versions", swap_meanwhile)
+    monkeypatch.setattr("serving.upkeep.versions", swap_meanwhile)
     catalogue.let_go()
     assert asked
     assert [entry.version for entry in catalogue.entries() if entry.name == "colours"] == [1, 2]
