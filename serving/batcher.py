@@ -23,6 +23,7 @@ from typing import Final, Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
 from serving.errors import NotReadyError, ServingError, attempt
+from serving.instance import Instance, Run, Took
 from serving.observer import Observer
 from serving.occupancy import Occupancy
 from serving.scheduling import OwnCore, give_way
@@ -45,21 +46,32 @@ class Batcher(Generic[Payload, Row, Answer]):
     def __init__(
         self,
         prepare: Callable[[Payload], Row],
-        run: Callable[[Sequence[Row]], Sequence[Answer | Exception]],
+        run: Run[Row, Answer],
         *,
         limits: BatcherLimits,
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
-        run_lone: Callable[[Sequence[Row]], Sequence[Answer | Exception]] | None = None,
+        run_lone: Run[Row, Answer] | None = None,
         occupancy: Occupancy | None = None,
     ) -> None:
         self._prepare = prepare
-        self._run = run
-        self._run_lone = run_lone
-        self._occupancy = occupancy or Occupancy()
+        occupancy = occupancy or Occupancy()
+        admission = self._admission = Admission(limits, occupancy.encoded)
         self._limits = limits
         self._clock = clock
         self._observer = observer or Observer()
+        self._instances = [
+            Instance(
+                run,
+                run_lone=run_lone,
+                has_more=lambda: admission.items > 0,  # not through self: in a cycle a model's memory outlives it
+                core=OwnCore(core, occupancy),
+                occupancy=occupancy,
+                observer=self._observer,
+                clock=clock,
+            )
+            for core in limits.cores or (None,) * limits.instances
+        ]
         self._lock = threading.Lock()
         self._has_incoming = threading.Condition(self._lock)
         self._has_ready = threading.Condition(self._lock)
@@ -67,7 +79,6 @@ class Batcher(Generic[Payload, Row, Answer]):
         self._ready: Waiting[Row, Answer] = Waiting(limits)
         self._preparing = 0
         self._idle = 0
-        self._admission = Admission(limits, self._occupancy.encoded)
         self._some_have_gone = threading.Event()
         self._is_closing = False
         self._threads: list[threading.Thread] = []
@@ -79,9 +90,8 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def start(self) -> None:
         """Start the threads. Raises RuntimeError, and leaves none behind, where the system has no more of them."""
-        cores = self._limits.cores or (None,) * self._limits.instances
         targets: list[tuple[str, Callable[[], None]]] = [("prepare", self._prepare_loop)] * self._limits.prepare_threads
-        targets += [("run", partial(self._run_loop, OwnCore(core, self._occupancy))) for core in cores]
+        targets += [("run", partial(self._run_loop, instance)) for instance in self._instances]
         self._threads = [threading.Thread(target=_work, args=(work,), name=name, daemon=True) for name, work in targets]
         begun = []
         try:
@@ -210,73 +220,20 @@ class Batcher(Generic[Payload, Row, Answer]):
         if isinstance(row, Exception):
             ticket.fail(row)
 
-    def _run_loop(self, core: OwnCore) -> None:
+    def _run_loop(self, instance: Instance[Row, Answer]) -> None:
         while (share := self._next_share()) is not None:
-            for _ in share.cancelled:
-                self._observer.on_drop("cancelled")
-            for ticket in share.expired:
-                self._observer.on_drop("deadline")
-                ticket.fail(past_deadline())
-            if share.live:
-                self._run_batch(share, core)
-                with self._lock:
+            took = instance.answer(share)
+            if took is not None:
+                with self._lock:  # a queue moves at the pace of batches side by side
+                    self._note(took)
                     self._admission.end(len(share.live), begun=share.taken)
             del share  # as above
 
-    def _run_batch(self, share: Share[Row, Answer], core: OwnCore) -> None:
-        for item in share.live:
-            self._observer.on_wait(share.taken - item.ticket.admitted - item.prepared_s)
-        with self._occupancy, core:  # not while it is answered: the next item may come at once
-            tickets, rows = self._rows(share.live)
-            if not tickets:
-                self._note_failure(share)
-                return
-            run_started = self._clock()
-            is_lone = len(rows) == 1 and self._occupancy.is_quiet and not self._admission.items
-            run = self._run_lone if self._run_lone and is_lone else self._run
-            answers = attempt(partial(run, rows))
-            if not isinstance(answers, Exception) and len(answers) != len(rows):
-                answers = RuntimeError(f"{len(answers)} answers for {len(rows)} rows")
-            if isinstance(answers, Exception):
-                self._note_failure(share)
-                for ticket in tickets:
-                    ticket.future.set_exception(answers)
-                return
-        done = self._clock()
-        self._observer.on_batch(len(rows), closing=share.closing, seconds=done - run_started)
-        for ticket, answer in zip(tickets, answers, strict=True):
-            if isinstance(answer, Exception):
-                ticket.future.set_exception(answer)
-            else:
-                ticket.future.set_result(answer)
-        self._note_pace((done - share.taken) / len(share.live), is_guess=run is self._run_lone)
-
-    def _note_pace(self, seconds: float, *, is_guess: bool = False) -> None:
-        with self._lock:  # a queue moves at the pace of batches side by side
-            self._admission.note_pace(seconds, is_guess=is_guess)
-
-    def _note_failure(self, share: Share[Row, Answer]) -> None:
-        """Count the time of a batch of which nothing came: else what fails slowly would be let in without end."""
-        seconds = (self._clock() - share.taken) / len(share.live)
-        with self._lock:
-            if not self._limits.prepare_threads:
-                self._admission.note_failure(seconds)
-
-    def _rows(self, batch: list[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
-        """Make the rows of a batch; items that fail, or whose deadline has passed by then, are answered here."""
-        tickets, rows = [], []
-        for item in batch:
-            row = attempt(item.make_row)
-            if isinstance(row, Exception):
-                item.ticket.future.set_exception(row)
-                continue
-            if item.ticket.is_late(self._clock()):
-                self._observer.on_drop("deadline")
-                item.ticket.future.set_exception(past_deadline())
-                continue
-            tickets.append(item.ticket)
-            rows.append(row)
-        return tickets, rows
+    def _note(self, took: Took) -> None:
+        if not took.has_failed:
+            self._admission.note_pace(took.item_s, is_guess=took.is_guess)
+        elif not self._limits.prepare_threads:  # else what fails slowly would be let in without end
+            self._admission.note_failure(took.item_s)
 
     def _next_share(self) -> Share[Row, Answer] | None:
         """Wait for work and take a share of it, or return None at the end."""

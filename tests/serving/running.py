@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import grpc
 import tiny_bundle
@@ -83,16 +84,22 @@ class Running:
         await self._server.say_serving()
 
 
+def with_runs(served, behave):
+    """The model, with `behave(rows, run)` in place of each of its runs."""
+    for instance in served._batcher._instances:
+        instance._run = instance._run_lone = partial(behave, run=instance._run)
+    return served
+
+
 def held_by(may_run, server, *, on_run=lambda: None):
     """A loader of models for a Running server, whose engine waits for an event."""
 
-    def load(folder):
-        served = load_model(folder, server.settings, metrics=server.metrics)
-        run = served._batcher._run
-        served._batcher._run_lone = served._batcher._run = lambda rows: (on_run(), may_run.wait(LIMIT_S), run(rows))[2]
-        return served
+    def behave(rows, run):
+        on_run()
+        may_run.wait(LIMIT_S)
+        return run(rows)
 
-    return load
+    return lambda folder: with_runs(load_model(folder, server.settings, metrics=server.metrics), behave)
 
 
 def classify(channel, label="red", **fields):

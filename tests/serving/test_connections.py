@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 import tiny_bundle
-from running import LIMIT_S, Running, classify, load, plain_channel, until
+from running import LIMIT_S, Running, classify, held_by, load, plain_channel, until
 from test_process import port, process
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
 from serving.client import Client
 from serving.connections import connection_options
-from serving.loading import load_model
 from serving.settings import ServerSettings
 
 BALANCED = json.dumps(
@@ -127,10 +126,7 @@ def test_a_connection_runs_no_more_calls_than_allowed(models):
             return self._model.submit(images, deadline=deadline)
 
     def held(folder):
-        served = load_model(folder, server.settings, metrics=server.metrics)
-        run = served._batcher._run
-        served._batcher._run_lone = served._batcher._run = lambda rows: (may_answer.wait(LIMIT_S), run(rows))[1]
-        return Noting(served)
+        return Noting(held_by(may_answer, server)(folder))
 
     server = Running(models, load=held, max_concurrent_streams=2)
     red = tiny_bundle.picture("red")

@@ -16,6 +16,7 @@ import pytest
 import structlog
 import tiny_bundle
 from PIL import Image
+from running import with_runs
 from structlog.testing import capture_logs
 from test_process import port, process, refusal
 
@@ -343,15 +344,12 @@ class Held:
         self.taken, self.let_go = threading.Event(), threading.Event()
 
     def around(self, model):
-        run = model._batcher._run
-
-        def waiting(rows):
+        def waiting(rows, run):
             self.taken.set()
             assert self.let_go.wait(20)
             return run(rows)
 
-        model._batcher._run = model._batcher._run_lone = waiting
-        return model
+        return with_runs(model, waiting)
 
 
 def test_the_pictures_of_a_caller_who_goes_away_leave_the_queue(models):
@@ -826,10 +824,8 @@ def test_an_answer_tells_its_milliseconds_and_is_kept_by_nobody(models):
     """A run of 50 ms takes 50 ms."""
 
     def slowly(model):
-        run = model._batcher._run
         pause = threading.Event()
-        model._batcher._run = model._batcher._run_lone = lambda rows: (pause.wait(0.05), run(rows))[1]
-        return model
+        return with_runs(model, lambda rows, run: (pause.wait(0.05), run(rows))[1])
 
     async def scene(server, asking):
         return await asking("/v1/classify", body=RED)

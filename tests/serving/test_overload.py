@@ -9,11 +9,10 @@ import structlog
 import tiny_bundle
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from running import LIMIT_S, Running, classify, plain_channel, until
+from running import LIMIT_S, Running, classify, held_by, plain_channel, until
 
 from protos import classifier_pb2 as pb
 from protos import classifier_pb2_grpc
-from serving.loading import load_model
 from serving.tokens import new_token
 
 CLASSIFY, INFER = "/classifier.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer"
@@ -75,20 +74,8 @@ def test_a_hopeless_deadline_is_refused_before_its_request_is_read(models, metho
 def test_one_connection_can_fill_the_queue_and_hear_that_it_is_full(models):
     """What comes beyond is refused while the queue stands still, not held back by the connection."""
     is_running, may_run = threading.Event(), threading.Event()
-
-    def held(folder):
-        served = load_model(folder, running.settings, metrics=running.metrics)
-        run = served._batcher._run
-
-        def wait(rows):
-            is_running.set()
-            may_run.wait(LIMIT_S)
-            return run(rows)
-
-        served._batcher._run = served._batcher._run_lone = wait
-        return served
-
-    running, request = Running(models, load=held, max_batch=1), pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+    request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
+    running = Running(models, load=lambda folder: held_by(may_run, running, on_run=is_running.set)(folder), max_batch=1)
     with running, plain_channel(running.address) as channel:
         call = classifier_pb2_grpc.ClassifierStub(channel).Classify
         calls = [call.future(request, timeout=LIMIT_S)]

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 import tiny_bundle
-from running import LIMIT_S, Running, classify, load, plain_channel, until
+from running import LIMIT_S, Running, classify, load, plain_channel, until, with_runs
 from structlog.testing import capture_logs
 
 from bundle.contract import Contract, PreprocessSpec
@@ -221,7 +221,7 @@ def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
     tiny_bundle.write(models)
     may_go = threading.Event()
 
-    def run(rows):
+    def behave(rows, run):
         if is_stuck:
             may_go.wait(LIMIT_S)
         raise RuntimeError("out of order")
@@ -229,7 +229,7 @@ def test_callers_neither_wait_for_a_candidate_nor_see_it_fail(models, is_stuck):
     def with_bad_candidate(folder):
         served = load_model(folder, server.settings, metrics=server.metrics)
         if folder.name == "2":
-            served._batcher._run = served._batcher._run_lone = run
+            with_runs(served, behave)
         return served
 
     server = Running(models, load=with_bad_candidate, pin="colours=1", shadow="colours=2:1")

@@ -12,7 +12,7 @@ import grpc
 import pytest
 import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from running import LIMIT_S, Running, classify, load, plain_channel, until
+from running import LIMIT_S, Running, classify, load, plain_channel, until, with_runs
 
 from bundle.errors import BundleError
 from bundle.repository import versions
@@ -140,8 +140,7 @@ def test_requests_under_way_finish_on_the_version_they_began_on(models):
     def held(folder):
         served = load_model(folder, ServerSettings(instances=1, max_batch=1), metrics=server.metrics)
         if folder.name == "1":
-            run = served._batcher._run
-            served._batcher._run_lone = served._batcher._run = lambda rows: (may_run.wait(60), run(rows))[1]
+            with_runs(served, lambda rows, run: (may_run.wait(60), run(rows))[1])
         return served
 
     server = Running(models, load=held, keep=1)
