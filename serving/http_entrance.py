@@ -1,11 +1,16 @@
-"""What every HTTP request passes first: is there room for its connection, and is it one that HTTP allows?"""
+"""What every HTTP request passes first: is there room for its connection, and is it one that HTTP allows?
 
+And last: what is left of its body is read, or its caller might never see the answer.
+"""
+
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import InvalidRequestError, NotReadyError, ServingError
 from serving.http_door import on_error
@@ -16,15 +21,18 @@ class Entrance:
 
     Who is turned away is told in JSON like everybody else, and the connection closes, also after a body whose length is
     told twice: what follows may be another caller's, where something before us understood it otherwise (RFC 9112, 6.1).
-    A target in absolute form, as of a proxy, means its path (RFC 9112, 3.2.2).
+    A target in absolute form, as of a proxy, means its path (RFC 9112, 3.2.2). A body that nobody wants may take
+    `rest_s` seconds from the answer on.
     """
 
-    def __init__(self, app: ASGIApp, *, is_full: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, is_full: Callable[[], bool], rest_s: float) -> None:
         self._app = app
         self._is_full = is_full
+        self._rest_s = rest_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        receive, send = _to_the_end(receive, send, rest_s=self._rest_s)
         error = self._objection(Headers(scope=scope), scope["path"])
         if error is not None:
             refusal = await on_error(Request(scope), error)
@@ -42,3 +50,30 @@ class Entrance:
         if not path.isprintable():  # Starlette takes a path and a line feed for the path; what stands before us may not
             return InvalidRequestError("found a control character in the path")
         return None
+
+
+def _to_the_end(receive: Receive, send: Send, *, rest_s: float) -> tuple[Receive, Send]:
+    """Read what is left of a body, and drop it, between an answer's last byte and its end.
+
+    uvicorn (0.54) hangs up at the end of an answer after which the connection is not kept, as Python's urllib and
+    HTTP/1.0 want it. Where the body is still coming then the system resets the connection, and the answer is lost.
+    """
+    is_whole = False
+
+    async def receiving() -> Message:
+        nonlocal is_whole
+        message = await receive()
+        is_whole = not message.get("more_body", False)
+        return message
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False) and not is_whole:
+            await send({**message, "more_body": True})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    while not is_whole:
+                        await receiving()
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    return receiving, sending

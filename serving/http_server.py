@@ -19,7 +19,7 @@ from serving.listening import listen
 from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
-_OWED_S: Final = 20
+OWED_S: Final = 20
 _TOLD: Final = 32
 _CRUMB_BYTES: Final = 64  # the least that a chunk may have on average
 _CHUNKS: Final = 128  # more than any client's odd ones in one piece
@@ -112,10 +112,9 @@ class HttpServer:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, which waits for ever for a request's head, for the rest of a body that nobody wants any more, and for
-    a caller to take its answers.
+    """uvicorn's, which waits for ever for a request's head, and for a caller to take its answers.
 
-    A connection that owes any of them for longer than _OWED_S is closed: else a few hundred silent ones would use up
+    A connection that owes one of them for longer than OWED_S is closed: else a few hundred silent ones would use up
     `max_connections`, and health with it. The body of a request that is being answered is `http_body`'s business.
     Of the connections beyond the limit only _TOLD are kept, to be told so: more would use up the descriptors of both
     doors. A body in crumbs is cut off: a chunk takes 2 µs to parse, on the loop of both doors.
@@ -153,12 +152,12 @@ class _Protocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # else its keep-alive has begun
-            self._watch()
+        if self.conn.their_state is h11.SEND_BODY:  # it had its time: see `http_entrance`
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self._unread or self.loop.call_later(_OWED_S, self.transport.abort)
+        self._unread = self._unread or self.loop.call_later(OWED_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -182,9 +181,8 @@ class _Protocol(H11Protocol):
         return is_chunked and data.count(b"\r\n") > most and len(_CHUNK_HEAD.findall(data)) > most
 
     def _watch(self) -> None:
-        state = self.conn.their_state
-        if state is h11.IDLE or (state is h11.SEND_BODY and self.cycle.response_complete):
-            self._owed = self._owed or self.loop.call_later(_OWED_S, self.transport.close)
+        if self.conn.their_state is h11.IDLE:
+            self._owed = self._owed or self.loop.call_later(OWED_S, self.transport.close)
         else:
             self._forget()
 

@@ -13,6 +13,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
+from serving import http_server
 from serving.access import check_exposure
 from serving.addresses import Address
 from serving.arrivals import Arrivals
@@ -202,7 +203,7 @@ class Server:
         open_paths = (*PAGE_PATHS, *(HEALTH_PATHS if settings.open_health else ()))  # the page asks for a token
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
         return HttpServer(
-            Envelope(Entrance(app, is_full=lambda: self._http.is_full), tracing=tracing),
+            Envelope(Entrance(app, is_full=lambda: self._http.is_full, rest_s=http_server.OWED_S), tracing=tracing),
             self._http_address,
             drain_s=settings.drain_s,
             max_connections=settings.max_connections,

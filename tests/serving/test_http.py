@@ -162,7 +162,7 @@ def test_a_picture_of_something_else_is_unknown_at_every_door(models):
 
 def test_connections_that_owe_a_head_or_an_unwanted_body_are_closed(models, monkeypatch):
     """Also one that sends a little now and then. One that rests after its answer stays."""
-    monkeypatch.setattr("serving.http_server._OWED_S", 0.3)
+    monkeypatch.setattr("serving.http_server.OWED_S", 0.3)
     asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
     unwanted = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 20001\r\n\r\n"
 
@@ -188,6 +188,36 @@ def test_connections_that_owe_a_head_or_an_unwanted_body_are_closed(models, monk
         await asyncio.wait_for(rested.readuntil(b"HTTP/1.1 200 "), 20)
         for _, writer in ((rested, resting), *others):
             writer.close()
+
+    serve(models, scene)
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.1\r\nhost: x\r\nconnection: close", b"HTTP/1.0"])
+@pytest.mark.parametrize(("query", "length", "status"), [(b"?topk=3", 8_000_000, b"400"), (b"", 80_000_000, b"413")])
+def test_a_caller_who_keeps_no_connection_hears_why_its_upload_is_refused(running, version, query, length, status):
+    """Though it reads only when all is sent, as Python's urllib does: a connection that is reset loses the answer."""
+    with socket.create_connection(("127.0.0.1", running), timeout=20) as connection:
+        connection.sendall(b"POST /v1/classify%b %b\r\ncontent-length: %d\r\n\r\n" % (query, version, length))
+        for _ in range(length // 100_000):
+            connection.sendall(bytes(100_000))
+        assert read_all(connection).startswith(b"HTTP/1.1 %b " % status)
+
+
+def test_a_connection_is_kept_after_a_body_that_nobody_wanted(models, monkeypatch):
+    """As long as after any other: what closes it sooner than a balancer does loses the balancer's next request."""
+    monkeypatch.setattr("serving.http_server.OWED_S", 0.3)
+    unwanted = b"POST /v1/classify?topk=3 HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        writer.write(unwanted)
+        assert b" 400 " in await asyncio.wait_for(reader.readline(), 20)
+        await asyncio.wait_for(reader.readuntil(b"}}"), 20)
+        writer.write(b"unwanted!")
+        await asyncio.sleep(0.6)
+        writer.write(unwanted + b"unwanted!")
+        assert b" 400 " in await asyncio.wait_for(reader.readline(), 20)
+        writer.close()
 
     serve(models, scene)
 
@@ -597,7 +627,7 @@ def test_a_charset_that_refuses_everything_is_a_wrong_form(models):
 
 def test_callers_who_do_not_read_are_hung_up_on(models, monkeypatch):
     """They would use up the connections, and keep the process from ending."""
-    monkeypatch.setattr("serving.http_server._OWED_S", 0.3)
+    monkeypatch.setattr("serving.http_server.OWED_S", 0.3)
 
     async def scene(server, asking):
         with deaf(server.http_port) as connection:
