@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bundle.errors import BundleError
 from bundle.repository import model_names, models_above
+from serving.accord import Accord
 from serving.classifier import ServedModel
 from serving.complaints import Complaints
 from serving.errors import InvalidRequestError, NotReadyError, SettingsError, StartupError, UnknownModelError
@@ -33,21 +34,20 @@ class Catalogue:
         load: Callable[[Path], ServedModel],
         *,
         default_model: str = "",
-        usual_model: str = "",
-        is_restart: bool = False,
+        accord: Accord | None = None,
         policy: VersionPolicy | None = None,
         on_refused: Callable[[str], None] = lambda _: None,
         trusted: Path | None = None,
     ) -> None:
         policy = policy or VersionPolicy()
         self._models = models
-        self._unnamed = Unnamed(default=default_model, usual=usual_model)
+        self._unnamed = Unnamed(default=default_model, usual=accord.usual_model if accord else "")
         self._trusted = WatchedFiles([trusted] if trusted else [])  # a key by which versions are refused
         self._shelves = Shelves()
         self._refreshing = threading.Lock()
         self._complaints = Complaints()
         self._wishes = Wishes(
-            policy, default_model=default_model, models=models, complaints=self._complaints, is_restart=is_restart
+            policy, default_model=default_model, models=models, complaints=self._complaints, accord=accord
         )
         self._upkeep = Upkeep(
             models,
@@ -160,9 +160,10 @@ class Catalogue:
         return answering[0].served if len(answering) == 1 else None
 
     @property
-    def usual_model(self) -> str:
-        """Which model goes on answering requests without a name when others appear; empty: there was none alone."""
-        return self._unnamed.usual
+    def accord(self) -> Accord:
+        """What a worker that comes back is to do as this one does."""
+        answering = {entry.name: entry.version for entry in self._shelves.answering()}
+        return Accord(usual_model=self._unnamed.usual, answering=answering, pins=self._wishes.pins)
 
     @property
     def can_answer(self) -> bool:

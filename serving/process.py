@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from typing import Final
 import structlog
 import uvloop
 
+from serving.accord import Accord
 from serving.catalogue import Catalogue
 from serving.classifier import ServedModel
 from serving.endings import ending_signals
@@ -29,6 +31,7 @@ from serving.plan_search import Planner
 from serving.server import Server
 from serving.settings import ServerSettings
 from serving.stages import Tracing
+from serving.versions import VersionPolicy
 
 _TRACES_S: Final = 2.0
 
@@ -39,22 +42,26 @@ def run(
     models: Path,
     settings: ServerSettings,
     *,
-    on_serving: Callable[[str], None] = lambda _: None,
-    usual_model: str = "",
-    is_restart: bool = False,
+    on_serving: Callable[[], None] = lambda: None,
+    accord: Accord | None = None,
+    share: Callable[[Accord], None] = lambda _: None,
 ) -> None:
     """Serve the folder `models` until a signal; blocks. Raises StartupError where nothing can be served.
 
-    `usual_model` gets the requests without a name where it is there: what other workers say to that, and what
-    `on_serving` is told. A worker that is started again serves what it can, as they do.
+    A worker that is started again gets the `accord` of the others, to do as they do; `share` hears of its own.
     """
     bound_heaps()
     freeze_heap()
-    uvloop.run(_main(models, settings, on_serving=on_serving, usual_model=usual_model, is_restart=is_restart))
+    uvloop.run(_main(models, settings, on_serving=on_serving, accord=accord, share=share))
 
 
 async def _main(
-    models: Path, settings: ServerSettings, *, on_serving: Callable[[str], None], usual_model: str, is_restart: bool
+    models: Path,
+    settings: ServerSettings,
+    *,
+    on_serving: Callable[[], None],
+    accord: Accord | None,
+    share: Callable[[Accord], None],
 ) -> None:
     started = time.monotonic()
     stop = _stop_on_signal(exits_at_second=settings.workers == 1)
@@ -63,14 +70,13 @@ async def _main(
         models,
         _loader(settings, metrics=metrics, planner=planner),
         default_model=settings.default_model,
-        usual_model=usual_model,
-        is_restart=is_restart,
-        policy=settings.policy(),
+        accord=accord,
+        policy=_policy(settings, accord),
         on_refused=lambda name: metrics.load_failures.labels(name).inc(),
         trusted=settings.require_signature,
     )
     tracing = _start_tracing()
-    server = Server(catalogue, settings, metrics=metrics, tracing=tracing)
+    server = Server(catalogue, settings, metrics=metrics, tracing=tracing, share=share)
     try:
         await _unless_stopped(server.startup(), stop)
     except BaseException:
@@ -82,7 +88,7 @@ async def _main(
         await server.say_serving()
         seconds = round(time.monotonic() - started, 2)
         log.info("SERVING", port=server.port, http_port=server.http_port, seconds=seconds, pid=os.getpid())
-        on_serving(catalogue.usual_model)
+        on_serving()
     returning = asyncio.create_task(keep_returning_memory())
     await stop.wait()
     returning.cancel()
@@ -93,6 +99,17 @@ async def _main(
     log.info("stopped")
     if not has_ended:  # the interpreter would wait for the thread
         os._exit(0)
+
+
+def _policy(settings: ServerSettings, accord: Accord | None) -> VersionPolicy:
+    """Return which versions are to be served. Who looks at the folder only once, and comes back, sees it as the others.
+
+    They have what was there when they looked: their versions count as pinned.
+    """
+    policy = settings.policy()
+    if settings.watch_s or not accord:
+        return policy
+    return replace(policy, pins={**accord.answering, **policy.pins})
 
 
 def _loader(settings: ServerSettings, *, metrics: Metrics, planner: Planner) -> Callable[[Path], ServedModel]:

@@ -6,6 +6,7 @@ A shutdown: health NOT_SERVING, the lame-duck time, no new requests, the queue f
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from protos import classifier_pb2_grpc, open_inference_pb2_grpc
 from serving import http_server
 from serving.access import check_exposure
+from serving.accord import Accord
 from serving.addresses import Address
 from serving.arrivals import Arrivals
 from serving.catalogue import Catalogue
@@ -64,11 +66,18 @@ class Server:
     """One server in one event loop: `startup`, `say_serving`, `shutdown`. `port` is the bound one after `startup`."""
 
     def __init__(
-        self, catalogue: Catalogue, settings: ServerSettings, *, metrics: Metrics, tracing: Tracing | None = None
+        self,
+        catalogue: Catalogue,
+        settings: ServerSettings,
+        *,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+        share: Callable[[Accord], None] = lambda _: None,
     ) -> None:
         self._catalogue = catalogue
         self._settings = settings
         self._metrics = metrics
+        self._share = share
         self._address = Address.parse(settings.address)
         self._http_address = None if settings.http_address == "off" else self._address.beside(settings.http_address)
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
@@ -238,13 +247,14 @@ class Server:
             raise StartupError(f"{address}: cannot listen there; choose another --address") from error
 
     def _publish(self) -> None:
-        """Tell health and the metrics what serves by now."""
+        """Tell health, the metrics and other workers what serves by now."""
         entries = self._catalogue.entries()
         self._health.show(entries)
         self._metrics.show_versions(
             answering=[(entry.name, entry.version) for entry in entries if self._catalogue.answers(entry)],
             refused=[entry.name for entry in entries if entry.reason],
         )
+        self._share(self._catalogue.accord)
 
 
 def _left_s(until: float) -> float:

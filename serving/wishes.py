@@ -1,28 +1,33 @@
 """What the operator wants to answer, as far as it can be had: the pins that hold now, the default, the shadows.
 
 At a start a wish that cannot be had stops it. Later, and where one of several workers comes back, it is a complaint:
-what answers goes on answering. Knows no models.
+what answers goes on answering. Who comes back beside others that serve answers by the versions by which they do, or not
+at all: its callers would get now one version, now another. Knows no models.
 """
 
 from collections.abc import Collection
 from pathlib import Path
 
+from serving.accord import Accord
 from serving.complaints import Complaints
 from serving.errors import SettingsError, StartupError
 from serving.versions import NEWEST, Shadowing, VersionPolicy
 
 
 class Wishes:
-    """Those of one catalogue, whose models lie in `models`; `is_restart` of a worker that comes back."""
+    """Those of one catalogue, whose models lie in `models`.
+
+    `accord` is what the others do where a worker comes back, empty where none of them serves; None at a first start.
+    """
 
     def __init__(
-        self, policy: VersionPolicy, *, default_model: str, models: Path, complaints: Complaints, is_restart: bool
+        self, policy: VersionPolicy, *, default_model: str, models: Path, complaints: Complaints, accord: Accord | None
     ) -> None:
         self._policy = policy
         self._default_model = default_model
         self._models = models
         self._complaints = complaints
-        self._is_restart = is_restart
+        self._accord = accord
         self._pins: dict[str, int] = {}
 
     def pin(self, name: str) -> int | None:
@@ -32,6 +37,11 @@ class Wishes:
     def shadow(self, name: str) -> Shadowing | None:
         """Return which version is to shadow it."""
         return self._policy.shadows.get(name)
+
+    @property
+    def pins(self) -> dict[str, int]:
+        """Model name to version, as they were read last."""
+        return self._pins
 
     def read_pins(self) -> None:
         """Read the pins anew. Raises SettingsError; then those before stay."""
@@ -45,7 +55,10 @@ class Wishes:
         try:
             self.read_pins()
         except SettingsError as error:
-            raise StartupError(str(error)) from error
+            if not (self._accord and self._accord.answering):
+                raise StartupError(str(error)) from error
+            self._pins = dict(self._accord.pins)
+            self._complaints.tell(f"pins stay as they are: {error}")
         for wanted in filter(None, (self._default_model, *self._pins, *self._policy.shadows)):
             if wanted not in names:
                 self._object(f"{self._models}: no model {wanted!r}, found {', '.join(names)}")
@@ -53,8 +66,11 @@ class Wishes:
     def tries(self, name: str, there: list[int]) -> list[int]:
         """Return the versions, of those there are, to be tried at a start until one answers: a pinned one alone.
 
-        A worker that comes back tries the others after it. Raises StartupError.
+        A worker that comes back tries what answers elsewhere alone; where none serves, the others after the pinned one.
+        Raises StartupError.
         """
+        if self._accord and name in self._accord.answering:
+            return [version for version in there if version == self._accord.answering[name]]
         pin, newest_first = self.pin(name), there[::-1]
         if pin is None:
             return newest_first
@@ -62,11 +78,12 @@ class Wishes:
             found = ", ".join(map(str, there))
             self._object(f"{self._models / name}: pinned to version {pin}, found {found}; change the pin")
         pinned = [version for version in there if version == pin]
-        return list(dict.fromkeys([*pinned, *newest_first])) if self._is_restart else pinned
+        return list(dict.fromkeys([*pinned, *newest_first])) if self._accord is not None else pinned
 
     def missed(self, refused: Collection[str]) -> list[str]:
         """Return the models among those without an answer without which there is to be no start."""
-        return [] if self._is_restart else [name for name in (self._default_model, *self._pins) if name in refused]
+        needed = (self._default_model, *self._pins) if self._accord is None else self._accord.answering
+        return [name for name in needed if name in refused]
 
     def look_again(self, names: Collection[str]) -> None:
         """Read the pins anew; complain where that fails, and of pins for models that are not here."""
@@ -90,6 +107,6 @@ class Wishes:
             self._complaints.tell(f"{name}: version {shadow.version} is to shadow it, and is not here")
 
     def _object(self, reason: str) -> None:
-        if not self._is_restart:
+        if self._accord is None:
             raise StartupError(reason)
         self._complaints.tell(reason)

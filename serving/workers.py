@@ -2,8 +2,8 @@
 
 For more cores than one Python process can feed. The system shares out connections among the processes (SO_REUSEPORT);
 each takes its share of the cores, loads every model for itself, and answers health for itself. Calls of a process that
-dies fail as UNAVAILABLE, the others' do not. Metrics are kept in files of a folder that all share, so that any of them
-tells the sums.
+dies fail as UNAVAILABLE, the others' do not; who comes back in its place answers as they do, or is tried again later.
+Metrics are kept in files of a folder that all share, so that any of them tells the sums.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from typing import Final
 
 import structlog
 
+from serving.accord import Accord
 from serving.addresses import Address
 from serving.endings import ending_signals
 from serving.errors import StartupError
@@ -36,7 +37,6 @@ _KILL_AFTER_S: Final = 10.0  # beyond the drain
 _LOOK_S: Final = 5.0  # at whether the workers' loops still run
 _LOOKS: Final = 6  # in a row without a sign of it: wedged
 _BEAT_S: Final = 1.0
-_MAX_NAME: Final = 65  # bytes of a model's name, and one more
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _NO_ROOM: Final = -signal.SIGBUS  # what the system does where a mapped file cannot be written to disk
 
@@ -58,7 +58,7 @@ def run(models: Path, settings: ServerSettings) -> None:
         if settings.http_address != "off":
             http = address.beside(settings.http_address)
             shared = replace(shared, http_address=stack.enter_context(held_port(http)))
-        _Supervisor(models, shared).run()
+        _Supervisor(models, shared, Path(folder)).run()
 
 
 @dataclass(kw_only=True)
@@ -77,12 +77,12 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, models: Path, settings: ServerSettings) -> None:
+    def __init__(self, models: Path, settings: ServerSettings, folder: Path) -> None:
         self._models = models
+        self._folder = folder  # that the workers share
         self._settings = settings
         self._has_served = False
         self._context = multiprocessing.get_context("spawn")  # fork would copy threads' locks as they stand
-        self._usual_model = self._context.RawArray(ctypes.c_char, _MAX_NAME)  # the first worker that serves says so
         self._workers: list[_Worker] = []
         self._stop_reader, self._stop_writer = socket.socketpair()
         self._stop_writer.setblocking(False)
@@ -119,8 +119,8 @@ class _Supervisor:
                 "place": place,
                 "cores": cores,
                 "beat": beat,
-                "usual_model": self._usual_model,
-                "is_restart": self._has_served,
+                "folder": self._folder,
+                "accord": self._accord(),
                 "supervisor": os.getpid(),
             },
             name=f"worker-{place}",
@@ -128,6 +128,14 @@ class _Supervisor:
         started.start()
         log.info("worker started", worker=started.name, pid=started.pid, cores=cores)
         return _Worker(process=started, beat=beat, started=time.monotonic(), failures=failures)
+
+    def _accord(self) -> Accord | None:
+        """Return what who is started now is to do as the others do; None where nobody has served yet."""
+        if not self._has_served:
+            return None
+        known = Accord.read(self._folder)
+        others_serve = any(worker.process.is_alive() and worker.beat.value for worker in self._workers)
+        return known if others_serve else Accord(usual_model=known.usual_model)
 
     def _watch(self) -> None:
         while True:
@@ -215,8 +223,8 @@ def _work(
     place: int,
     cores: list[int],
     beat: ctypes.c_double,
-    usual_model: "ctypes.Array[ctypes.c_char]",
-    is_restart: bool,
+    folder: Path,
+    accord: Accord | None,
     supervisor: int,
 ) -> None:
     """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
@@ -230,9 +238,13 @@ def _work(
         beat.value = time.monotonic()
         asyncio.get_running_loop().call_later(_BEAT_S, pulse)
 
-    def serve(usual: str) -> None:
-        usual_model.value = usual_model.value or usual.encode()
-        pulse()
+    shared: Accord | None = None
+
+    def share(own: Accord) -> None:
+        nonlocal shared
+        if own != shared:
+            own.write(folder)
+            shared = own
 
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -243,8 +255,7 @@ def _work(
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
     try:
-        usual = usual_model.value.decode()
-        process.run(models, settings, on_serving=serve, usual_model=usual, is_restart=is_restart)
+        process.run(models, settings, on_serving=pulse, accord=accord, share=share)
     except StartupError as error:
         log.error("worker cannot start", reason=str(error))
         raise SystemExit(1) from None

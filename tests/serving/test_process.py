@@ -140,7 +140,7 @@ def test_models_of_a_process_share_its_cores_and_its_memory_for_decoding(models)
         "    return load(*arguments, **options)\n"
         "process.load_model = noting\n"
         "settings = ServerSettings(address='127.0.0.1:0', http_address='off', instances=1)\n"
-        "stop = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "stop = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         "process.run(Path(sys.argv[1]), settings, on_serving=stop)\n"
         "decoding = given[0].decoding\n"
         "print(len(given), len(set(given)), decoding.acquire(blocking=False), decoding.acquire(blocking=False))\n"

@@ -306,7 +306,7 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
         "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
         "context = multiprocessing.get_context('spawn')\n"
         "workers._work(pathlib.Path(sys.argv[1]), own, place=0, cores=[0], beat=context.RawValue('d'),\n"
-        "              usual_model=context.RawArray('c', 65), is_restart=False, supervisor=2**22 + 1)\n"
+        "              folder=pathlib.Path('.'), accord=None, supervisor=2**22 + 1)\n"
     )
     command = [sys.executable, "-c", code, str(models)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
@@ -437,7 +437,7 @@ def test_a_worker_that_does_not_run_any_more_is_killed_and_comes_back(models):
 
 
 def test_a_worker_that_comes_back_lives_with_what_the_others_live_with(models, tmp_path):
-    """A pin that holds no more stops a start, and no restart; a file that cannot be read stops both until it can."""
+    """Neither a pin that holds no more nor a file that cannot be read stops a restart, while another knows the pins."""
     pins = tmp_path / "pins"
     pins.write_text("colours=1")
     with crew(models, "--pins-file", str(pins), "--watch-s", "0.05") as (running, pids, port, _):
@@ -449,6 +449,10 @@ def test_a_worker_that_comes_back_lives_with_what_the_others_live_with(models, t
         assert "pinned to version 99" in "".join(running.heard)
         pins.write_text("what?")
         os.kill(begun, signal.SIGKILL)
+        pids.add(running.next("SERVING")["pid"])
+        assert "pins stay as they are: " in "".join(running.heard)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
         assert "wanted one NAME=VERSION" in running.next("worker cannot start")["reason"]
         pins.write_text("colours=1")
         running.next("SERVING")
@@ -467,25 +471,58 @@ def test_a_port_is_held_while_nobody_listens_there_yet():
             worker.bind(Address.parse(address).places()[0][1])
 
 
-def test_a_worker_that_comes_back_answers_who_names_no_model_as_before(models):
-    """Whatever can answer by then: a second model has come, and the first may not be what it was."""
+def answers(port):
+    """What calls without a name get, each over a connection of its own: model and version, or a status."""
+    found = set()
+    for _ in range(CONNECTIONS):
+        with connection(port) as channel:
+            try:
+                answer = classify(channel, reconnect=True)
+                found.add((answer.model, answer.version))
+            except grpc.RpcError as error:
+                found.add(error.code())
+    return found
+
+
+def test_a_worker_comes_back_only_where_it_can_answer_as_the_others_do(models):
+    """Neither by a version that was rolled back, nor by another model."""
+    tiny_bundle.write(models)
+    with crew(models, "--pin", "colours=1", "--watch-s", "0.1") as (running, pids, port, _):
+        file = models / "colours" / "1" / "model.onnx"
+        kept = file.rename(models.parent / "kept")
+        os.kill(pids.pop(), signal.SIGKILL)
+        assert "model.onnx" in running.next("worker cannot start")["reason"]
+        assert answers(port) == {("colours", "1")}
+        kept.rename(file)
+        running.next("SERVING")
+        assert answers(port) == {("colours", "1")}
+
+
+def test_where_nobody_looks_at_the_folder_a_worker_comes_back_to_what_was_there(models):
+    """Else two versions would answer, for good."""
+    with crew(models, "--watch-s", "0") as (running, pids, port, _):
+        tiny_bundle.write(models)
+        os.kill(pids.pop(), signal.SIGKILL)
+        running.next("SERVING")
+        while running.next("model ready")["version"] != 2:
+            pass
+        assert answers(port) == {("colours", "1")}
+
+
+def test_who_names_no_model_is_answered_by_the_usual_one_or_not_at_all(models):
+    """Whatever can answer when workers come back: a second model has come, and the first is bad by now."""
     with crew(models, "--watch-s", "0.1") as (running, pids, port, _):
         tiny_bundle.write(models, name="shades")
         for _ in pids:
             while running.next("answering version")["model"] != "shades":
                 pass
-        model = models / "colours" / "1" / "model.onnx"
-        model.write_bytes(b"damaged")
-        os.kill(min(pids), signal.SIGKILL)
+        (models / "colours" / "1" / "model.onnx").write_bytes(b"damaged")
+        os.kill(pids.pop(), signal.SIGKILL)
+        running.next("worker cannot start")
+        assert answers(port) == {("colours", "1")}
+        os.kill(pids.pop(), signal.SIGKILL)
         running.next("SERVING")
-        told = set()
-        for _ in range(CONNECTIONS):
-            with connection(port) as channel:
-                try:
-                    told.add(classify(channel, reconnect=True).model)
-                except grpc.RpcError as error:
-                    told.add(error.code())
-        assert told == {"colours", grpc.StatusCode.UNAVAILABLE}
+        assert answers(port) == {grpc.StatusCode.UNAVAILABLE}
 
 
 def test_a_port_that_is_closing_is_no_obstacle_for_several(models):
