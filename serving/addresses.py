@@ -25,6 +25,8 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read an address. Raises StartupError; gRPC would take what 16 bits leave of a port."""
+        if text in _FILE_SCHEMES:
+            raise StartupError(f"{text}: found no path, wanted one, such as {text}/run/calotype.sock")
         if text.startswith(_FILE_SCHEMES):
             return cls(text=text)
         host, _, port = text.rpartition(":")
@@ -65,3 +67,11 @@ class Address:
             reason = getattr(error, "strerror", None) or "no name of a host"
             raise StartupError(f"{self.text}: {reason}; wanted a host of this machine") from error
         return list(dict.fromkeys((family, cast(Sockaddr, place)) for family, _, _, _, place in found))
+
+
+def is_here(text: str) -> bool:
+    """Say whether a client that is given this address stays on this machine."""
+    try:
+        return Address.parse(text).is_loopback
+    except StartupError:  # a name of gRPC's, such as dns:///…
+        return False

@@ -230,10 +230,10 @@ class Batcher(Generic[Payload, Row, Answer]):
             del share  # as above
 
     def _note(self, took: Took) -> None:
-        if not took.has_failed:
-            self._admission.note_pace(took.item_s, is_guess=took.is_guess)
-        elif not self._limits.prepare_threads:  # else what fails slowly would be let in without end
+        if took.has_failed:  # what fails slowly would be let in without end
             self._admission.note_failure(took.item_s)
+        else:
+            self._admission.note_pace(took.item_s, is_guess=took.is_guess)
 
     def _next_share(self) -> Share[Row, Answer] | None:
         """Wait for work and take a share of it, or return None at the end."""

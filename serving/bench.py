@@ -105,14 +105,18 @@ Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 async def measure(images: Sequence[bytes], load: Load) -> Measurement:
-    """Send the images one a request, in turn, until time or requests are used up."""
+    """Send the images one a request, in turn, until time or requests are used up; Ctrl-C ends it sooner."""
     requests = [pb.ClassifyRequest(images=[image], model=load.model).SerializeToString() for image in images]
     async with load.access.async_channel(load.address, _OPTIONS) as channel:
         call: Call = channel.unary_unary(_METHOD, None, None)
         begins, cpu_started = time.perf_counter() + load.warm_up_s, time.process_time()
         ends = begins + load.seconds if load.warm_up_s else math.inf
         record = _Record(begins=begins, ends=ends, wanted=load.requests)
-        await (_open_loop if load.rate else _closed_loop)(call, requests, load=load, record=record)
+        try:
+            await (_open_loop if load.rate else _closed_loop)(call, requests, load=load, record=record)
+        except asyncio.CancelledError:
+            if not record.requests:
+                raise
         seconds = min(ends, time.perf_counter()) - begins
         return _summary(record, seconds, cpu_s=time.process_time() - cpu_started)
 

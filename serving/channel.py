@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import grpc
 import typer
 
+from serving.addresses import is_here
 from serving.errors import SettingsError
 from serving.pem import load_pair, reason
 
@@ -46,14 +47,14 @@ class Access:
 
     def channel(self, address: str, options: Options = ()) -> grpc.Channel:
         """Return a channel that connects at the first call. Raises SettingsError where a file cannot be read."""
-        credentials = self._credentials()
+        credentials, options = self._credentials(), _directly(address, options)
         if credentials is None:
             return grpc.insecure_channel(address, options=options)
         return grpc.secure_channel(address, credentials, options=[*options, *self._name_option()])
 
     def async_channel(self, address: str, options: Options = ()) -> grpc.aio.Channel:
         """Do the same for asyncio, in the running loop."""
-        credentials = self._credentials()
+        credentials, options = self._credentials(), _directly(address, options)
         if credentials is None:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, credentials, options=[*options, *self._name_option()])
@@ -85,6 +86,11 @@ class Access:
 
     def _name_option(self) -> Options:
         return [("grpc.ssl_target_name_override", self.tls_name)] if self.tls_name else []
+
+
+def _directly(address: str, options: Options) -> Options:
+    """Return options without a proxy for a server on this machine: the environment's would look for it on its own."""
+    return [*options, ("grpc.enable_http_proxy", 0)] if is_here(address) else options
 
 
 OPEN: Final = Access()

@@ -65,7 +65,13 @@ def run(
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
     for name, meant in mistyped_variables(os.environ):
         structlog.get_logger(__name__).warning("unknown variable", name=name, meant=meant)
-    (workers.run if settings.workers > 1 else process.run)(models, settings)
+    try:
+        (workers.run if settings.workers > 1 else process.run)(models, settings)
+    except StartupError as error:
+        if settings.log_format != "json":  # for a person `main` tells it
+            raise
+        structlog.get_logger(__name__).error("cannot serve", reason=str(error))
+        raise typer.Exit(1) from None
 
 
 @app.command()

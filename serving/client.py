@@ -51,8 +51,10 @@ _NEXT_STEPS: Final = {
     "UNIMPLEMENTED": "is this a Calotype server?",
     "INTERNAL": "look into the server's log",
 }
-_SPEAKS_HTTP: Final = "http1.x server"  # in the library's words
-_OTHER_PORT: Final = "that port speaks HTTP, wanted the one of gRPC, usually 50051"
+_TOLD_BY_THE_LIBRARY: Final = (  # its words, and what to do
+    ("http1.x server", "that port speaks HTTP, wanted the one of gRPC, usually 50051"),
+    ("RST_STREAM with error code 7", "the server has no room for so many calls of one connection; send fewer at once"),
+)
 _TOLD_BY_THE_SERVER: Final = ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")  # with what to do, unless the library says so
 _LONGEST_S: Final = 30 * 86_400.0
 
@@ -211,5 +213,5 @@ def _client_error(error: grpc.RpcError, address: str) -> ClientError:
 
 def with_next_step(text: str, *, status: str) -> str:
     """Return the text, and what is to be tried where a call ended with this status, if anything is known to help."""
-    step = _OTHER_PORT if _SPEAKS_HTTP in text else _NEXT_STEPS.get(status)
+    step = next((told for words, told in _TOLD_BY_THE_LIBRARY if words in text), _NEXT_STEPS.get(status))
     return "; ".join(filter(None, (text, step)))

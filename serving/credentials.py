@@ -22,11 +22,12 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         """Called at every handshake, from a thread of the library; None: no change."""
         nonlocal newest
-        has_changed = watched.have_changed() and next_context(files) is not None
+        has_changed = watched.have_changed() and next_context(files, watched) is not None
         if has_changed:
             try:
                 newest = _read(files)
-            except OSError:  # gone since it was checked: when it is back, that is another change
+            except OSError:  # gone since it was checked
+                watched.forget()
                 has_changed = False
         return _configuration(newest) if has_changed or files.client_ca else None
 

@@ -118,7 +118,8 @@ class BodyReader:
 
     async def _images(self, request: Request, body: Body) -> tuple[bytes, ...]:
         self._check(int(request.headers.get("content-length", "0")))  # h11 has checked that it is a number
-        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+        packed = request.headers.get("content-encoding", "")
+        if packed.strip().lower() not in ("", "identity"):
             raise InvalidRequestError(f"content-encoding: found {packed[:32]!r}, wanted the pictures as they are")
         chunks = _held(request, body)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":

@@ -34,6 +34,8 @@ class Question:
                 f"query: found {min(unknown)[:32]!r}, wanted version, top_k, min_score or timeout_ms; a model is named "
                 "in the path, /v1/models/NAME:classify"
             )
+        if len(versions := query.getlist("version")) > 1:
+            raise InvalidRequestError(f"version: found {', '.join(versions)[:32]!r}, wanted one")
         return cls(
             model=model,
             version=query.get("version", ""),

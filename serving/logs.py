@@ -44,13 +44,14 @@ class _Forward(logging.Handler):
         structlog.get_logger(record.name).log(level, text, source=record.name, exc_info=record.exc_info)
 
 
-def configure_logs(*, log_format: str = "console", log_level: str = "info") -> None:
-    """Set structlog for this process; log_format is "console" or "json".
+def configure_logs(*, log_format: str = "console", log_level: str = "info", **facts: str) -> None:
+    """Set structlog for this process; log_format is "console" or "json". `facts` are told in every line.
 
     Tracebacks come without their variables, which structlog would print: those of a request are tokens and pictures.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        lambda _logger, _method, line: {**facts, **line},  # not bound: threads, the library's too, would not tell them
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -11,7 +11,7 @@ def load_pair(context: ssl.SSLContext, *, cert: Path, key: Path) -> None:
 
 def reason(error: OSError) -> str:
     """Return why files could not be used."""
-    return getattr(error, "reason", None) or error.strerror or str(error)
+    return getattr(error, "reason", None) or error.strerror or " ".join(map(str, error.args))
 
 
 def _no_password() -> str:

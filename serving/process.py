@@ -31,6 +31,7 @@ from serving.plan_search import Planner
 from serving.server import Server
 from serving.settings import ServerSettings
 from serving.stages import Tracing
+from serving.tls import keep_telling_validity, tls_files
 from serving.versions import VersionPolicy
 
 _TRACES_S: Final = 2.0
@@ -89,9 +90,12 @@ async def _main(
         seconds = round(time.monotonic() - started, 2)
         log.info("SERVING", port=server.port, http_port=server.http_port, seconds=seconds, pid=os.getpid())
         on_serving()
-    returning = asyncio.create_task(keep_returning_memory())
+    keeping = [asyncio.create_task(keep_returning_memory())]
+    if files := tls_files(settings):
+        keeping.append(asyncio.create_task(keep_telling_validity(files)))
     await stop.wait()
-    returning.cancel()
+    for task in keeping:
+        task.cancel()
     log.info("draining")
     has_ended = await server.shutdown()
     if tracing:

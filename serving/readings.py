@@ -16,12 +16,14 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.addresses import is_here
 from serving.channel import OPEN, Access
 from serving.errors import ClientError
 
 DEFAULT_HTTP_ADDRESS: Final = "localhost:8080"
 _MAX_BYTES: Final = 64 * 2**20
 _TIMEOUT_S: Final = 5
+_BUSY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 Key = tuple[str, frozenset[tuple[str, str]]]
 
@@ -89,7 +91,7 @@ def read(address: str, access: Access = OPEN) -> Reading:
     url = f"{'http' if context is None else 'https'}://{address}/metrics"
     try:
         request = urllib.request.Request(url, headers=dict(access.metadata()))  # noqa: S310 -- http or https
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:  # noqa: S310 -- as above
+        with _opener(address, context).open(request, timeout=_TIMEOUT_S) as answer:
             text = answer.read(_MAX_BYTES).decode()
         return parse(text, at_s=time.time())
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
@@ -100,9 +102,17 @@ def read(address: str, access: Access = OPEN) -> Reading:
         ) from error
 
 
+def _opener(address: str, context: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    """Return what asks the server itself where it is on this machine: a proxy would get the token, and find another."""
+    direct = [urllib.request.ProxyHandler({})] if is_here(address) else []
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), *direct)
+
+
 def _next_step(error: Exception, reason: object) -> str:
     if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.UNAUTHORIZED:
         return "give --token or CALOTYPE_TOKEN"
+    if isinstance(error, urllib.error.HTTPError) and error.code in _BUSY:
+        return "wait, and try again"
     if isinstance(reason, ssl.SSLError | ConnectionResetError):  # http.client's RemoteDisconnected is one too
         return "give as --address the server's --http-address, and --tls-ca (--tls-cert, --tls-key) where it wants them"
     return "give as --address the server's --http-address"

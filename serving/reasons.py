@@ -29,13 +29,13 @@ def public_reason(reason: str, *, models: Path) -> str:
 
 def worth_a_try_at(error: BaseException) -> float:
     """Return when a version that failed so may serve though its folder is the same; time.monotonic, infinity: never."""
-    return time.monotonic() + TRY_AGAIN_S if _is_shortage(error) else math.inf
+    return time.monotonic() + TRY_AGAIN_S if is_shortage(error) else math.inf
 
 
-def _is_shortage(error: BaseException) -> bool:
+def is_shortage(error: BaseException) -> bool:
     """Say whether it came, first or last, of what the machine lacked for a while: descriptors, memory, a disk."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
         return True
     if any(words in str(error) for words in _IN_WORDS):
         return True
-    return error.__cause__ is not None and _is_shortage(error.__cause__)
+    return error.__cause__ is not None and is_shortage(error.__cause__)

@@ -16,7 +16,7 @@ from serving.errors import UnknownModelError
 from serving.versions import NEWEST
 
 State = Literal["LOADING", "READY", "DRAINING", "FAILED"]
-Fingerprint = tuple[tuple[str | int, ...], ...]  # file, inode, bytes, time of change in ns, who may read it
+Fingerprint = tuple[tuple[str | int, ...], ...]  # file, inode, bytes, times of change in ns, who may read it
 _MAX_FILES: Final = 1000  # of a model folder that a fingerprint looks at
 
 
@@ -166,7 +166,8 @@ def fingerprint(folder: Path) -> Fingerprint:
             except OSError:
                 continue
             may_read = stat.st_mode, stat.st_uid, stat.st_gid
-            found.append((str(path.relative_to(folder)), stat.st_ino, stat.st_size, stat.st_mtime_ns, *may_read))
+            changed = stat.st_mtime_ns, stat.st_ctime_ns  # a copy may bring its old times with it
+            found.append((str(path.relative_to(folder)), stat.st_ino, stat.st_size, *changed, *may_read))
             if len(found) == _MAX_FILES:
                 return tuple(found)
     return tuple(sorted(found))

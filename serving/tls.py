@@ -4,7 +4,10 @@ A changed file counts from the next handshake on; connections stay as they are. 
 middle of a renewal, is logged, and the one before it stays. Knows no grpc.
 """
 
+import asyncio
+import errno
 import ssl
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +17,13 @@ import structlog
 
 from serving.errors import StartupError
 from serving.pem import load_pair, reason
+from serving.reasons import is_shortage
 from serving.settings import ServerSettings
 from serving.watched import WatchedFiles
 
 log = structlog.get_logger(__name__)
 _SOON: Final = timedelta(days=14)
+_TELL_EVERY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ def http_context(files: TlsFiles) -> ssl.SSLContext:
         """Called at every handshake."""
         nonlocal newest
         if watched.have_changed():
-            newest = next_context(files) or newest
+            newest = next_context(files, watched) or newest
         connection.context = newest
 
     first.sni_callback = choose
@@ -63,20 +68,31 @@ def first_context(files: TlsFiles) -> ssl.SSLContext:
     try:
         return _context(files)
     except OSError as error:  # ssl.SSLError is one
-        names = ", ".join(map(str, files.paths()))
-        raise StartupError(f"{names}: {reason(error)}; wanted PEM files, a certificate and its key") from error
+        raise StartupError(f"{_names(files)}: {reason(error)}; wanted PEM files, a certificate and its key") from error
 
 
-def next_context(files: TlsFiles) -> ssl.SSLContext | None:
-    """Return a context of changed files; None, and a line in the log, where they cannot be used."""
+def next_context(files: TlsFiles, watched: WatchedFiles) -> ssl.SSLContext | None:
+    """Return a context of changed files; None, and a line in the log, where they cannot be used.
+
+    Where the machine was only short of something they are watched for as changed ones still.
+    """
     try:
         context = _context(files)
     except OSError as error:
-        log.error("certificate refused, the one before it stays", reason=reason(error))
+        log.error("certificate refused, the one before it stays", paths=_names(files), reason=reason(error))
+        if is_shortage(error):
+            watched.forget()
         return None
     log.info("certificate read", path=str(files.cert))
     tell_validity(files)
     return context
+
+
+async def keep_telling_validity(files: TlsFiles) -> None:
+    """Call `tell_validity` every day, until cancelled: a renewal that does not come changes no file."""
+    while True:
+        await asyncio.sleep(_TELL_EVERY_S)
+        await asyncio.to_thread(tell_validity, files)
 
 
 def tell_validity(files: TlsFiles) -> None:
@@ -94,7 +110,14 @@ def tell_validity(files: TlsFiles) -> None:
         log.warning("certificate ends soon", path=str(files.cert), **dates)
 
 
+def _names(files: TlsFiles) -> str:
+    return ", ".join(map(str, files.paths()))
+
+
 def _context(files: TlsFiles) -> ssl.SSLContext:
+    for path in files.paths():
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, on the loop, and is read only once
+            raise OSError(errno.EINVAL, f"{path} is no regular file")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     load_pair(context, cert=files.cert, key=files.key)

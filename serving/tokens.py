@@ -24,6 +24,7 @@ from bundle.errors import BundleError
 from bundle.files import read_file
 from serving.errors import RateLimitedError, SettingsError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
+from serving.reasons import is_shortage
 from serving.watched import WatchedFiles
 
 _LINE: Final = re.compile(r"(?P<name>[\w.-]{1,64}):(?P<digest>[0-9a-f]{64})(?::(?P<rate>\d{1,6}(?:\.\d{1,6})?))?", re.A)
@@ -66,7 +67,7 @@ def new_token(name: str, *, requests_per_s: float = 0.0) -> tuple[str, TokenLine
 def read_tokens(path: Path) -> tuple[TokenLine, ...]:
     """Read a tokens file. Raises TokensFileError with the line's number, never with its content."""
     try:
-        text = read_file(path, max_bytes=_MAX_FILE_BYTES).decode("utf-8")
+        text = read_file(path, max_bytes=_MAX_FILE_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise TokensFileError(f"{path}: {error.strerror}; wanted lines of `serving token NAME`") from error
     except BundleError as error:
@@ -132,6 +133,8 @@ class Gate:
             self._take(read_tokens(self._path))
         except TokensFileError as error:
             log.error("tokens file refused, the tokens before it stay", reason=str(error))
+            if is_shortage(error):
+                self._files.forget()
             return
         log.info("tokens read", count=len(self._buckets))
 

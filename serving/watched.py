@@ -21,6 +21,10 @@ class WatchedFiles:
         changed, self._seen = now != self._seen, now
         return changed
 
+    def forget(self) -> None:
+        """Take the files for others than before: what they hold by now could not be read."""
+        self._seen = ()
+
 
 def _signature(path: Path) -> _Signature:
     try:

@@ -5,9 +5,9 @@ models often lie, nor the renamed links of a mounted ConfigMap; a look costs one
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -64,11 +64,18 @@ class Watcher:
     async def _refresh(self, *, waits_for_whole: bool) -> None:
         look = partial(self._catalogue.refresh, waits_for_whole=waits_for_whole, drain_s=self._drain_s)
         await self._try(partial(self._in_thread, look))
-        await self._in_thread(partial(self._catalogue.release, self._drain_s))
+        with _logged():
+            await self._in_thread(partial(self._catalogue.release, self._drain_s))
 
     async def _try(self, look: Callable[[], Awaitable[None]]) -> None:
-        try:
+        with _logged():
             await look()
-        except Exception:
-            log.exception("looking at the models folder failed; it is tried again")
         self._publish()  # before old versions are closed: their last requests may take long
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        log.exception("looking at the models folder failed; it is tried again")

@@ -182,15 +182,17 @@ class _Supervisor:
         pid, exit_code = worker.process.pid, worker.process.exitcode
         multiprocess.mark_process_dead(place)  # type: ignore[no-untyped-call]  # its gauges are gone, its counts stay
         self._has_served |= any(other.beat.value for other in self._workers)
+        why = "no room left for its metrics; name another folder in TMPDIR" if exit_code == _NO_ROOM else ""
         if not self._has_served:
-            raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; its log says why")
+            told = why or "its log says why"
+            raise StartupError(f"worker {place} ended with exit code {exit_code} before any served; {told}")
         is_steady = bool(worker.beat.value) and time.monotonic() - worker.started > _STEADY_S
         worker.failures = 0 if is_steady else worker.failures + 1
         again_in_s = pause_s(worker.failures)
         worker.due = time.monotonic() + again_in_s
-        why = {"reason": "no room left for its metrics; name another folder in TMPDIR"} if exit_code == _NO_ROOM else {}
+        facts = {"reason": why} if why else {}
         name = worker.process.name
-        log.error("worker died", worker=name, pid=pid, exit_code=exit_code, again_in_s=again_in_s, **why)
+        log.error("worker died", worker=name, pid=pid, exit_code=exit_code, again_in_s=again_in_s, **facts)
 
     def _stop_all(self) -> None:
         """Let every process drain; whoever is not done by then, or at a second signal, is killed: see `process`."""
@@ -252,8 +254,8 @@ def _work(
         raise SystemExit(1)
     with suppress(OSError):  # taken from us since: then on what is left
         os.sched_setaffinity(0, cores)
-    configure_logs(log_format=settings.log_format, log_level=settings.log_level)
-    structlog.contextvars.bind_contextvars(worker=multiprocessing.current_process().name)
+    name = multiprocessing.current_process().name
+    configure_logs(log_format=settings.log_format, log_level=settings.log_level, worker=name)
     try:
         process.run(models, settings, on_serving=pulse, accord=accord, share=share)
     except StartupError as error:

@@ -190,3 +190,11 @@ def test_a_skew_that_saturation_hides_is_refused(tmp_path: Path):
     halved = forge(sure, graph(sure.manifest.contract, steepness=4.0))
     with pytest.raises(GoldenError, match=r"difference \S+e-\d+, tolerance 0\.001; of logits 2, tolerance 0\.01"):
         replay(open_model(halved))
+
+
+def test_fp32_that_takes_over_must_prove_itself_too(tiny: Bundle):
+    """Where int8 does not, and fp32 neither, nothing serves."""
+    forged = forge(tiny, graph(tiny.manifest.contract, steepness=4.0))
+    both = add_variant(forged, "int8", steepness=2.0)
+    with pytest.raises(GoldenError, match=r"\(fp32\)"):
+        open_proved(both)

@@ -142,3 +142,10 @@ def test_exif_beyond_all_measure_turns_nothing():
     upright = turned(40_000)
     assert (turned(1) != upright).any()
     assert upright[0].mean() < upright[-1].mean()
+
+
+def test_other_segments_of_the_same_number_are_no_exif():
+    """XMP, of which large ones come in many."""
+    name = b"http://ns.adobe.com/xmp/extension/\0"
+    xmp = b"\xff\xe1" + struct.pack(">H", 2 + len(name)) + name
+    assert structure.fault(b"\xff\xd8" + 50 * xmp + b"\xff\xda", "JPEG") is None

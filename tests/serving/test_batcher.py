@@ -665,3 +665,100 @@ def test_a_start_without_enough_threads_leaves_none_behind(monkeypatch):
     with pytest.raises(RuntimeError, match="new thread"):
         batcher.start()
     assert [thread.is_alive() for thread in begun] == [False, False]
+
+
+def test_a_lone_item_does_not_tell_the_pace_of_batches():
+    """It had every core: once a batch is known to take a second an item, a lone tenth of one says nothing."""
+    now = [0.0]
+
+    def takes(seconds):
+        def run(rows):
+            now[0] += seconds * len(rows)
+            return [2 * row for row in rows]
+
+        return run
+
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1, 2, 4), max_batch=4)
+    batcher = Batcher(prepare, takes(1.0), limits=limits, clock=lambda: now[0], run_lone=takes(0.1))
+    batcher._admission.note_pace(1.0)
+    batcher.start()
+    for _ in range(3):
+        submit(batcher, 1)[0].result(PATIENCE_S)
+        now[0] += 1.0
+    assert batcher.close(PATIENCE_S)
+    assert batcher._admission._pace_s == 1.0
+
+
+@pytest.mark.parametrize("answers", [[], [2, 4, 8]])
+def test_a_run_that_answers_fewer_or_more_than_it_was_asked_fails_its_items_alone(answers):
+    """Else their callers would wait for ever, and the instance be gone."""
+    runs = iter([lambda _: answers, Gate(is_open=True).run])
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1, 2), max_batch=2)
+    batcher = Batcher(prepare, lambda rows: next(runs)(rows), limits=limits)
+    batcher.start()
+    for future in submit(batcher, 1, 2):
+        assert isinstance(future.exception(PATIENCE_S), RuntimeError)
+    assert submit(batcher, 4)[0].result(PATIENCE_S) == 8
+    assert batcher.close(PATIENCE_S)
+
+
+def test_what_fails_among_others_tells_no_slower_pace():
+    """Two of half a second, of which one is bad: half a second an item, not one."""
+    now = [0.0]
+    batcher = timed(Gate(is_open=True), now, prepare_s=[0.0], max_wait_ms=1.0, run_sizes=(2,), max_batch=2)
+    batcher._prepare = lambda number: (now.__setitem__(0, now[0] + 0.5), prepare(number))[1]
+    good, _ = submit(batcher, 1, 3)
+    assert good.result(PATIENCE_S) == 2
+    assert batcher.close(PATIENCE_S)
+    assert batcher._admission._pace_s == 0.5
+
+
+def test_the_wait_that_is_told_is_without_the_preparation():
+    """Two seconds of decoding in a thread of its own are no wait in a queue."""
+    now, waits = [0.0], []
+
+    class Ear(Observer):
+        def on_wait(self, seconds):
+            waits.append(seconds)
+
+    def prepare_slowly(number):
+        now[0] += 2.0
+        return number
+
+    limits = BatcherLimits(instances=1, prepare_threads=1, run_sizes=(1,), max_batch=1)
+    batcher = Batcher(prepare_slowly, Gate(is_open=True).run, limits=limits, clock=lambda: now[0], observer=Ear())
+    batcher.start()
+    assert submit(batcher, 1)[0].result(PATIENCE_S) == 2
+    assert batcher.close(PATIENCE_S)
+    assert waits == [0.0]
+
+
+@pytest.mark.parametrize("prepare_threads", [0, 1])
+def test_what_is_late_and_cancelled_too_ends_no_thread(prepare_threads):
+    """As every call that gRPC ends at its deadline: the instance goes on answering."""
+    gate, now = Gate(), [0.0]
+    batcher = make(gate, clock=lambda: now[0], prepare_threads=prepare_threads, run_sizes=(1,), max_batch=1)
+    submit(batcher, 1)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    (gone,) = submit(batcher, 2, deadline=5.0)
+    while prepare_threads and not len(batcher._ready):
+        threading.Event().wait(0.001)
+    assert gone.cancel()
+    now[0] = 10.0
+    gate.opened.set()
+    assert submit(batcher, 4)[0].result(PATIENCE_S) == 8
+    assert batcher.close(PATIENCE_S)
+
+
+def test_a_close_fails_no_item_that_is_cancelled():
+    """The close itself would fail, and the models after it stay open."""
+    gate = Gate()
+    batcher = make(gate)
+    submit(batcher, 1)
+    assert gate.entered.acquire(timeout=PATIENCE_S)
+    gone, left = submit(batcher, 2, 4)
+    assert gone.cancel()
+    assert not batcher.close(0.0)
+    assert isinstance(left.exception(PATIENCE_S), NotReadyError)
+    gate.opened.set()
+    assert batcher.close(PATIENCE_S)

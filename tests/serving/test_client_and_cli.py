@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,12 @@ from pathlib import Path
 import grpc
 import pytest
 import tiny_bundle
+from running import until
 from test_process import ENVIRONMENT, port, process
 
 from protos import classifier_pb2 as pb
-from protos import classifier_pb2_grpc
+from protos import classifier_pb2_grpc, open_inference_pb2_grpc
+from protos import open_inference_pb2 as v2
 from serving.answers import enum_name
 from serving.bench import percentile
 from serving.client import _OPTIONS, AsyncClient, Client
@@ -462,3 +465,34 @@ def test_a_picture_without_a_label_that_sure_is_shown_too(address, red):
     done = command("classify", red, "--address", address, "--min-score", "1")
     assert done.returncode == 0
     assert "no score is that high" in done.stdout
+
+
+def test_a_server_on_this_machine_is_asked_without_a_proxy(tmp_path, red, monkeypatch):
+    """It would get the token, and look for a server on its own machine."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setitem(ENVIRONMENT, name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delitem(ENVIRONMENT, name, raising=False)
+    tiny_bundle.write(tmp_path)
+    with process(tmp_path, "--http-address", "localhost:0", "--address", "localhost:0") as started:
+        line = next(entry for entry in map(json.loads, started.stderr) if entry["event"] == "SERVING")
+        assert command("classify", red, "--address", f"localhost:{line['port']}").returncode == 0
+        assert command("top", "--once", "--address", f"localhost:{line['http_port']}").returncode == 0
+
+
+def test_bench_that_is_interrupted_tells_what_it_has_measured(address, red):
+    """Half an hour would be lost."""
+    line = [sys.executable, "-m", "serving", "bench", str(red), "--address", address, "--seconds", "600", "--json"]
+    with grpc.insecure_channel(address) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def count():
+            return stub.ModelStatistics(v2.ModelStatisticsRequest()).model_stats[0].inference_count
+
+        before = count()
+        with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as started:
+            until(lambda: count() > before + 3, what="the load")
+            started.send_signal(signal.SIGINT)
+            measured = json.loads(started.communicate(timeout=60)[0])
+    assert (started.returncode, measured["errors"]) == (0, {})
+    assert measured["requests"] >= measured["answered"] > 3

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 import threading
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -47,8 +49,9 @@ from serving.metrics import Metrics
 from serving.readings import read
 from serving.server import Server
 from serving.settings import ServerSettings
-from serving.tls import TlsFiles, next_context, tell_validity
+from serving.tls import TlsFiles, first_context, http_context, keep_telling_validity, next_context, tell_validity
 from serving.tokens import new_token
+from serving.watched import WatchedFiles
 
 OPEN = ServerSettings(address="127.0.0.1:0", http_address="off", instances=1)
 WAIT_S = 20
@@ -664,8 +667,8 @@ def test_a_renewal_that_does_not_fit_is_told(authority, tmp_path):
     """Else the certificate that stays would end one day, and nobody knew why."""
     (cert, key), (_, other_key) = authority.issue(tmp_path / "server"), authority.issue(tmp_path / "other")
     with structlog.testing.capture_logs() as lines:
-        assert next_context(TlsFiles(cert=cert, key=key)) is not None
-        assert next_context(TlsFiles(cert=cert, key=other_key)) is None
+        assert next_context(TlsFiles(cert=cert, key=key), WatchedFiles([])) is not None
+        assert next_context(TlsFiles(cert=cert, key=other_key), WatchedFiles([])) is None
     assert [(line["log_level"], line["event"]) for line in lines] == [
         ("info", "certificate read"),
         ("error", "certificate refused, the one before it stays"),
@@ -691,3 +694,50 @@ def test_a_certificate_that_clients_refuse_by_its_dates_is_told(tmp_path, begins
     with structlog.testing.capture_logs() as lines:
         tell_validity(TlsFiles(cert=tmp_path / "cert", key=tmp_path / "key"))
     assert [line["event"] for line in lines] == events
+
+
+def test_a_certificate_that_ends_while_a_server_runs_is_told(tmp_path, monkeypatch):
+    """A renewal that does not come changes no file."""
+    monkeypatch.setattr("serving.tls._TELL_EVERY_S", 0.01)
+    told = asyncio.Event()
+    monkeypatch.setattr("serving.tls.tell_validity", lambda _: loop.call_soon_threadsafe(told.set))
+
+    async def scene():
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        telling = asyncio.create_task(keep_telling_validity(TlsFiles(cert=tmp_path / "cert", key=tmp_path / "key")))
+        for _ in range(2):
+            await asyncio.wait_for(told.wait(), WAIT_S)
+            told.clear()
+        telling.cancel()
+
+    loop = None
+    asyncio.run(scene())
+
+
+def test_a_pipe_is_no_certificate(authority, tmp_path):
+    """It would be waited for, by both doors; and what a shell makes of <(…) is read only once."""
+    cert, key = authority.issue(tmp_path / "server")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for files in (TlsFiles(cert=pipe, key=key), TlsFiles(cert=cert, key=key, client_ca=pipe)):
+        with pytest.raises(StartupError, match="pipe is no regular file; wanted PEM files"):
+            first_context(files)
+
+
+def test_a_renewal_that_could_not_be_read_just_now_is_read_later(authority, tmp_path, monkeypatch):
+    """No descriptor was left at the first handshake after it."""
+    cert, key = authority.issue(tmp_path / "server")
+    files, loaded = TlsFiles(cert=cert, key=key), []
+
+    def load(*_, **__):
+        loaded.append(len(loaded))
+        if loaded == [0, 1]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("serving.tls.load_pair", load)
+    choose = http_context(files).sni_callback
+    os.utime(cert, (0, 0))
+    for _ in range(4):
+        choose(SimpleNamespace(), None, None)
+    assert loaded == [0, 1, 2]

@@ -2,11 +2,15 @@
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from running import counted
 
 from bundle.errors import CorruptImageError
-from serving.dispatcher import _outcome
+from serving.dispatcher import Dispatcher, _outcome
+from serving.errors import NotReadyError
+from serving.metrics import Metrics
 from serving.steps import Verdict
 from serving.waking import all_done
 
@@ -75,3 +79,91 @@ def test_an_answer_after_the_loop_has_ended_meets_nobody(caplog):
         asyncio.run(scene())
     future.set_result(VERDICT)
     assert not caplog.records  # in which futures tell what their callbacks raise
+
+
+class Busy:
+    """A catalogue of one model that never answers."""
+
+    contract = SimpleNamespace(name="colours", version=1)
+
+    def find(self, model, version):
+        return self
+
+    def submit(self, images, *, deadline):
+        return [Future() for _ in images]
+
+    def note_request(self, outcomes, *, seconds):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("time_left_s", "status"), [(0.005, "DEADLINE_EXCEEDED"), (30.0, "CANCELLED"), (None, "CANCELLED")]
+)
+def test_a_call_that_the_library_ends_a_moment_before_its_deadline_was_late(time_left_s, status):
+    """Its clock may be before ours: operators would look for callers that go."""
+    metrics = Metrics()
+
+    async def scene():
+        dispatcher = Dispatcher(Busy(), max_images_per_request=1, metrics=metrics)
+        asking = asyncio.create_task(dispatcher.classify([b""], door="http", time_left_s=time_left_s))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(scene())
+    assert counted(metrics) == {("http", status): 1}
+
+
+def test_an_answer_is_on_its_way_before_the_candidate_sees_a_picture():
+    """Callers would wait for what is done for nobody."""
+    done = []
+
+    class Ready(Busy):
+        def submit(self, images, *, deadline):
+            futures = [Future() for _ in images]
+            for future in futures:
+                future.set_result(VERDICT)
+            return futures
+
+    shadow = SimpleNamespace(offer=lambda *_, **__: done.append("offered"))
+
+    async def scene():
+        dispatcher = Dispatcher(Ready(), max_images_per_request=1, metrics=Metrics(), shadow=shadow)
+        await dispatcher.classify([b""], door="http")
+        done.append("answered")
+        await asyncio.sleep(0)
+
+    asyncio.run(scene())
+    assert done == ["answered", "offered"]
+
+
+def test_a_request_that_a_swap_sent_on_is_noted_where_it_was_answered():
+    """Not by the version that has left."""
+    noted = []
+
+    class Old(Busy):
+        def submit(self, images, *, deadline):
+            raise NotReadyError("shutting down")
+
+        def note_request(self, outcomes, *, seconds):
+            noted.append("old")
+
+    class New(Busy):
+        def submit(self, images, *, deadline):
+            future = Future()
+            future.set_result(VERDICT)
+            return [future]
+
+        def note_request(self, outcomes, *, seconds):
+            noted.append("new")
+
+    found = iter([Old(), New()])
+    catalogue = SimpleNamespace(find=lambda *_: next(found))
+    dispatcher = Dispatcher(catalogue, max_images_per_request=1, metrics=Metrics())
+
+    async def scene():
+        await dispatcher.classify([b""], door="http")
+
+    asyncio.run(scene())
+    assert noted == ["new"]

@@ -140,3 +140,9 @@ def test_a_service_for_strangers_takes_small_messages_alone(models, packs):
             )
     assert status == health_pb2.HealthCheckResponse.SERVING
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_field_that_says_more_than_came_is_one():
+    """Its length counts no further than the message."""
+    kind = input_type("/inference.GRPCInferenceService/ModelInfer")
+    assert count_fields(b"\x2a\xff\xff\x7f", kind, most=1000) == 1

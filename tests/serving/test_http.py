@@ -952,3 +952,11 @@ def test_a_packed_body_is_refused_as_such(running):
     reply = ask(running, "/v1/classify", body=gzip.compress(RED), headers={"content-encoding": "gzip"})
     assert reply.error == (400, "INVALID_ARGUMENT")
     assert "content-encoding: found 'gzip'" in reply.json["error"]["message"]
+    assert ask(running, "/v1/classify", body=RED, headers={"content-encoding": "Identity"}).status == 200
+
+
+def test_a_version_is_named_once(running):
+    """Which of two is meant nobody knows."""
+    reply = ask(running, "/v1/classify?version=2&version=1", body=RED)
+    assert reply.error == (400, "INVALID_ARGUMENT")
+    assert "version: found '2, 1', wanted one" in reply.json["error"]["message"]

@@ -96,3 +96,24 @@ def test_a_socket_file_belongs_to_whoever_answers_there(models, tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(f"{tmp_path}/left")
     check_free(Address.parse(f"unix:{tmp_path}/left"), is_shared=False)
+
+
+def test_a_place_that_this_machine_has_not_is_left_out(monkeypatch):
+    """localhost where there is no IPv6."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    places = [(socket.AF_INET, ("192.0.2.1", port)), (socket.AF_INET, ("127.0.0.1", port))]
+    monkeypatch.setattr(Address, "places", lambda _: places)
+    (one,) = listen(Address.parse(f"localhost:{port}"), is_shared=False, backlog=1)
+    one.close()
+
+
+def test_a_port_whose_last_connections_are_closing_is_free():
+    """A restart would have to wait for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            taken, _ = server.accept()
+            taken.close()  # first: it is this side that waits
+            assert client.recv(1) == b""
+    check_free(Address.parse(f"127.0.0.1:{port}"), is_shared=False)

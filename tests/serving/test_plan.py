@@ -358,3 +358,11 @@ def test_a_server_that_answers_measures_no_model_that_comes_then(models, tmp_pat
             lambda line: (line["event"], line.get("model")) != ("model ready", "shades"), events
         )
         assert "plans measured" not in [line["event"] for line in later]
+
+
+def test_a_plan_that_cannot_be_kept_leaves_no_file_behind(tmp_path):
+    """At every start one more."""
+    (tmp_path / "plans.json").mkdir()  # which no file replaces
+    plan = Plan(instances=1, intra_op_threads=1, lone_threads=1, decode_threads=0, max_batch=1, max_run=1)
+    PlanCache(tmp_path / "plans.json").put(("model",), plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["plans.json"]

@@ -277,3 +277,14 @@ def test_sigterm_ends_a_command_that_is_still_being_imported():
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+
+
+def test_why_it_cannot_serve_is_a_line_of_json_too(models):
+    """Where the log is: else it would be lost to whoever collects that."""
+    command = [sys.executable, "-m", "serving", "run", str(models), "--address", "127.0.0.1:0", "--log-format", "json"]
+    done = subprocess.run(
+        [*command, "--default-model", "roses"], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, lines[-1]["event"]) == (1, "cannot serve")
+    assert "no model 'roses', found colours" in lines[-1]["reason"]

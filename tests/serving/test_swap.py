@@ -918,3 +918,88 @@ def test_a_key_that_is_trusted_by_now_brings_in_what_it_signed(models, tmp_path)
         until(lambda: server.states() == {1: "READY", 2: "FAILED"}, what="the refusal")
         trusted.write_bytes(b"".join(public.read_bytes() for public in publics))
         until(lambda: server.states() == {1: "READY", 2: "READY"}, what="the new key")
+
+
+def test_what_comes_when_all_that_answers_has_left_does_not_wait_for_another_look(models):
+    """`mv colours/1 away; mv new colours/2` between two looks: else nobody would answer until the next."""
+    catalogue = Catalogue(models, lambda _: Leaver([]))
+    catalogue.load_all()
+    catalogue.refresh(waits_for_whole=True)
+    tiny_bundle.write(models)
+    hide(models / "colours" / "1")
+    catalogue.refresh(waits_for_whole=True)
+    assert [(entry.version, entry.state) for entry in catalogue.entries()] == [(2, "READY")]
+    assert catalogue.can_answer
+
+
+def test_models_share_the_time_that_they_have_to_close(models):
+    """Who stops the server waits for so long, however many models it has."""
+    tiny_bundle.write(models, name="shades")
+    given = []
+
+    class Slow(Leaver):
+        def close(self, timeout_s):
+            given.append(timeout_s)
+            threading.Event().wait(min(timeout_s, 0.3))
+            return False
+
+    catalogue = Catalogue(models, lambda _: Slow([]))
+    catalogue.load_all()
+    assert not catalogue.close(0.3)
+    assert given == [pytest.approx(0.3, abs=0.1), 0.0]
+
+
+def test_a_version_that_serves_stays_where_its_changed_folder_leaves_while_it_is_loaded(models):
+    """As it was: until another look finds it gone."""
+    loads = []
+
+    def load(folder):
+        loads.append(folder)
+        if len(loads) == 2:
+            hide(folder)
+        return Leaver([])
+
+    catalogue = Catalogue(models, load)
+    catalogue.load_all()
+    (models / "colours" / "1" / "note").write_text("changed")
+    catalogue.refresh()
+    assert len(loads) == 2
+    assert catalogue.can_answer
+
+
+def test_a_key_that_is_trusted_by_now_loads_nothing_that_serves_already(models, tmp_path):
+    """Two of each model at once, and the plans of all to be found again, for a line in a file."""
+    loads, trusted = [], tmp_path / "trusted.pem"
+    trusted.write_text("one")
+    catalogue = Catalogue(models, lambda folder: loads.append(folder) or Leaver([]), trusted=trusted)
+    catalogue.load_all()
+    trusted.write_text("one and another")
+    catalogue.refresh()
+    assert len(loads) == 1
+
+
+def test_a_link_to_nowhere_costs_no_look(tmp_path):
+    """Also a file that vanishes during one: else one model's folder ends the look at all."""
+    (tmp_path / "model.onnx").write_bytes(b"1")
+    before = fingerprint(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_look_ends_in_a_folder_of_very_many_files(tmp_path, monkeypatch):
+    """Somebody's data set was copied there."""
+    monkeypatch.setattr("serving.shelves._MAX_FILES", 3)
+    for number in range(9):
+        (tmp_path / str(number)).touch()
+    assert len(fingerprint(tmp_path)) == 3
+
+
+def test_a_repaired_version_is_another_one_though_it_kept_its_times(tmp_path):
+    """As archives and `cp -p` bring them."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"bad.")
+    os.utime(file, (0, 0))
+    before = fingerprint(tmp_path)
+    file.write_bytes(b"good")
+    os.utime(file, (0, 0))
+    assert fingerprint(tmp_path) != before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protos import open_inference_pb2 as pb
 from serving.errors import InvalidRequestError
-from serving.tensors import asked_outputs, join, read_pictures, timeout_s
+from serving.tensors import _split, asked_outputs, join, read_pictures, timeout_s
 
 PIXELS = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
@@ -193,3 +193,9 @@ def test_no_request_costs_more_memory_than_it_brings(made):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 100_000 + 8 * came
+
+
+def test_a_length_without_its_bytes_is_refused():
+    """It is no empty picture."""
+    with pytest.raises(InvalidRequestError, match="end before"):
+        _split(struct.pack("<I", 5), count=1)

@@ -1,11 +1,13 @@
 """The gate alone, with a clock of its own."""
 
+import errno
 import hashlib
 import os
 from contextlib import suppress
 
 import pytest
 
+from serving import tokens
 from serving.errors import RateLimitedError, SettingsError, TokensFileError, UnauthenticatedError
 from serving.metrics import Metrics
 from serving.tokens import Gate, new_token, read_tokens
@@ -159,3 +161,48 @@ def test_a_file_that_may_be_read_by_now_is_another_one(tmp_path):
     assert not watched.have_changed()
     path.chmod(0o600)
     assert watched.have_changed()
+
+
+def test_a_change_that_could_not_be_read_just_now_is_read_later(tmp_path, monkeypatch):
+    """No descriptor was left when the operator took a token away."""
+    path = tmp_path / "tokens"
+    lost, lost_line = new_token("lost")
+    kept, kept_line = new_token("kept")
+    path.write_text(f"{lost_line}\n{kept_line}\n")
+    gate = Gate(path, metrics=Metrics())
+    gate.open()
+    assert gate.check(f"Bearer {lost}") == "lost"
+    path.write_text(f"{kept_line}\n")
+    real = tokens.read_file
+
+    def none_left(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(tokens, "read_file", none_left)
+    assert gate.check(f"Bearer {kept}") == "kept"
+    monkeypatch.setattr(tokens, "read_file", real)
+    for _ in range(3):
+        assert gate.check(f"Bearer {kept}") == "kept"
+    with pytest.raises(UnauthenticatedError):
+        gate.check(f"Bearer {lost}")
+
+
+def test_less_than_one_request_a_second_comes_back_too(tmp_path):
+    """One every two seconds: the bucket holds one, not half of one."""
+    path, now = tmp_path / "tokens", [0.0]
+    token, line = new_token("slow", requests_per_s=0.5)
+    path.write_text(f"{line}\n")
+    gate = Gate(path, metrics=Metrics(), clock=lambda: now[0])
+    gate.open()
+    for now[0] in (0.0, 2.0, 10.0):
+        assert gate.check(f"Bearer {token}") == "slow"
+        with pytest.raises(RateLimitedError):
+            gate.check(f"Bearer {token}")
+
+
+def test_a_file_that_an_editor_marked_as_utf8_is_read(tmp_path):
+    """As pins are."""
+    (_, line), path = new_token("alice"), tmp_path / "tokens"
+    path.write_text(str(line), encoding="utf-8-sig")
+    (read,) = read_tokens(path)
+    assert read.name == "alice"
