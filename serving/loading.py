@@ -49,11 +49,11 @@ def load_model(
     bundle = _load_bundle(folder, settings)
     _check_place(folder, bundle.manifest.contract)
     proved = _open_proved(bundle, settings)
-    model, plan = _planned(proved.model, settings, planner=planner)
+    occupancy = occupancy or Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes)
+    model, plan = _planned(proved.model, settings, planner=planner, occupancy=occupancy)
     lone = _lone(model, plan, own_bytes=settings.own_bytes)
     contract = model.bundle.manifest.contract
     model_metrics = ModelMetrics(metrics, contract.name, version=contract.version)
-    occupancy = occupancy or Occupancy(decoders=settings.decoders, encoded_bytes=settings.encoded_bytes)
     batcher = _batcher(model, lone, settings=settings, plan=plan, metrics=model_metrics, occupancy=occupancy)
     served = ServedModel(model, batcher, metrics=model_metrics)
     served.start()
@@ -94,13 +94,14 @@ def _open_proved(bundle: Bundle, settings: ServerSettings) -> golden.Proved:
     return proved
 
 
-def _planned(model: OnnxModel, settings: ServerSettings, *, planner: Planner | None) -> tuple[OnnxModel, Plan]:
+def _planned(
+    model: OnnxModel, settings: ServerSettings, *, planner: Planner | None, occupancy: Occupancy
+) -> tuple[OnnxModel, Plan]:
     """Return the plan, and the model opened as it says."""
     cores = usable_cores(processes=settings.workers)
     plan = make_plan(
         cores=cores,
         provider=model.provider,
-        precision=model.variant.precision,
         instances=settings.instances,
         intra_op_threads=settings.intra_op_threads,
         decode_threads=settings.decode_threads,
@@ -108,7 +109,7 @@ def _planned(model: OnnxModel, settings: ServerSettings, *, planner: Planner | N
     )
     if planner is None or not settings.plans_itself or model.provider != "cpu":
         return model, plan
-    plan = planner.plan(plan, model, cores=cores)
+    plan = planner.plan(plan, model, cores=cores, decoding=occupancy.decoding)
     return (model if plan.intra_op_threads == 1 else _reopened(model, plan.intra_op_threads)), plan
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import structlog
 import tiny_bundle
 from test_process import ENVIRONMENT, process
 
+from bundle.preprocess import load_input
 from bundle.repository import load_bundle
 from bundle.runtime import OnnxModel, open_model
 from serving.loading import load_model, run_sizes
@@ -22,6 +24,7 @@ from serving.settings import ServerSettings
 
 RULE = Plan(instances=2, intra_op_threads=1, lone_threads=2, decode_threads=0, max_batch=8, max_run=2)
 SINGLE = replace(RULE, max_run=1)
+FREE = nullcontext()
 PATIENCE_S = 20
 
 
@@ -30,11 +33,6 @@ def test_cpu_plan_runs_one_thread_instances_side_by_side():
     plan = make_plan(cores=4, provider="cpu")
     assert plan == Plan(instances=4, intra_op_threads=1, lone_threads=4, decode_threads=0, max_batch=8, max_run=2)
     assert make_plan(cores=2, provider="cpu") == RULE
-
-
-def test_int8_runs_more_pictures_together():
-    """Its activations take a quarter of the memory."""
-    assert make_plan(cores=2, provider="cpu", precision="int8") == replace(RULE, max_run=4)
 
 
 def test_cuda_plan_has_one_instance():
@@ -186,9 +184,25 @@ def test_a_gpu_that_would_not_start_is_told(models, monkeypatch, provider, is_wa
     assert any(line["event"].startswith("CUDA would not start") for line in lines) == is_warned
 
 
-def test_one_wide_instance_must_make_up_for_idle_cores():
-    """A fifth faster in inference alone: while it decodes all cores but one would idle."""
-    assert shape(chosen(lambda threads, size: size * (2.4 if threads == 1 else 1.0))) == shape(RULE)
+@pytest.mark.parametrize(("threads", "is_lone", "decoded"), [(1, False, 3), (2, False, 3), (2, True, 0)])
+def test_plans_are_measured_with_decoding_and_lone_pictures_without(models, monkeypatch, threads, is_lone, decoded):
+    """While one wide instance decodes all cores but one idle; a lone picture's core does that in any case."""
+    loaded, decoding = [], threading.Lock()
+
+    def load(data, spec):
+        assert decoding.locked()
+        loaded.append(data)
+        return load_input(data, spec)
+
+    def search(rule, open_run, *, cores):
+        assert len(open_run(threads, is_lone)(3).logits) == 3
+        return rule
+
+    monkeypatch.setattr("serving.plan_search.load_input", load)
+    monkeypatch.setattr("serving.plan_search.search_plan", search)
+    bundle = load_bundle(models / "colours" / "1")
+    Planner(PlanCache(models / "no.json")).plan(RULE, open_model(bundle), cores=2, decoding=decoding)
+    assert loaded == bundle.golden_pictures()[:decoded]
 
 
 @pytest.mark.parametrize(
@@ -241,13 +255,13 @@ def test_a_plan_is_measured_once_a_model_machine_and_process(models, tmp_path, m
     colours, shades = (open_model(load_bundle(models / name / "1")) for name in ("colours", "shades"))
     newer = open_model(load_bundle(tiny_bundle.write(models, scale=2.0)))
     planner = Planner(cache)
-    assert [planner.plan(RULE, model, cores=2) for model in (colours, newer, shades)] == [SINGLE] * 3
+    assert [planner.plan(RULE, model, cores=2, decoding=FREE) for model in (colours, newer, shades)] == [SINGLE] * 3
     assert searched == [2, 2]
     restarted = Planner(cache)
-    assert [restarted.plan(RULE, model, cores=2) for model in (shades, colours)] == [SINGLE] * 2
+    assert [restarted.plan(RULE, model, cores=2, decoding=FREE) for model in (shades, colours)] == [SINGLE] * 2
     assert searched == [2, 2]
-    Planner(cache).plan(RULE, newer, cores=2)
-    Planner(cache).plan(RULE, colours, cores=4)
+    Planner(cache).plan(RULE, newer, cores=2, decoding=FREE)
+    Planner(cache).plan(RULE, colours, cores=4, decoding=FREE)
     assert searched == [2, 2, 2, 4]
 
 
@@ -258,11 +272,15 @@ def test_a_plan_is_one_variants_and_one_runtimes(models, tmp_path, monkeypatch, 
     monkeypatch.setattr("serving.plan_search.search_plan", lambda *_, **__: searched.append(1) or SINGLE)
     bundle = load_bundle(models / "colours" / "1")
     cache = PlanCache(tmp_path / "plans.json")
-    Planner(cache).plan(RULE, SimpleNamespace(bundle=bundle, variant=SimpleNamespace(precision="fp32")), cores=2)
+    Planner(cache).plan(
+        RULE, SimpleNamespace(bundle=bundle, variant=SimpleNamespace(precision="fp32")), cores=2, decoding=FREE
+    )
     if change == "runtime":
         monkeypatch.setattr("onnxruntime.__version__", "9.9")
     precision = "int8" if change == "precision" else "fp32"
-    Planner(cache).plan(RULE, SimpleNamespace(bundle=bundle, variant=SimpleNamespace(precision=precision)), cores=2)
+    Planner(cache).plan(
+        RULE, SimpleNamespace(bundle=bundle, variant=SimpleNamespace(precision=precision)), cores=2, decoding=FREE
+    )
     assert searched == [1, 1]
 
 
@@ -272,11 +290,11 @@ def test_nothing_is_measured_while_requests_are_answered(models, tmp_path, monke
     model, cache = open_model(load_bundle(models / "colours" / "1")), PlanCache(tmp_path / "plans.json")
     serving = Planner(cache)
     serving.stop_measuring()
-    assert serving.plan(RULE, model, cores=2) == RULE
-    assert Planner(cache).plan(RULE, model, cores=2) == SINGLE
+    assert serving.plan(RULE, model, cores=2, decoding=FREE) == RULE
+    assert Planner(cache).plan(RULE, model, cores=2, decoding=FREE) == SINGLE
     again = Planner(cache)
     again.stop_measuring()
-    assert again.plan(RULE, model, cores=2) == SINGLE
+    assert again.plan(RULE, model, cores=2, decoding=FREE) == SINGLE
 
 
 def test_numbers_that_are_given_are_not_measured():
