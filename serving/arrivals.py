@@ -8,8 +8,8 @@ there is time to look: a turn ends with a look, unless an eighth of what there i
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 import grpc
@@ -82,9 +82,24 @@ class Arrivals:
         self._turns = asyncio.Semaphore(max(_LEAST_TURNS, allowed_bytes // (_COPIES * max_message_bytes)))
         self._own = 0  # bytes in use when no message was long under way
         self._coming: dict[Context, _Coming] = {}  # the oldest first
+        self._single = 0  # calls that wait for their only message
+        self.idle = asyncio.Event()  # set while there are none
+        self.idle.set()
         self._is_looking = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._tell_from = 0.0  # in the loop's time
+
+    @contextmanager
+    def single(self) -> Iterator[None]:
+        """Hold while a call waits for the only message that it brings."""
+        self._single += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._single -= 1
+            if not self._single:
+                self.idle.set()
 
     async def read(
         self, context: Context, method: str, *, is_stream: bool, check: Callable[[], None] = lambda: None

@@ -69,6 +69,8 @@ class BodyReader:
         self._free_bytes = limits.budget_bytes
         self._arriving: set[asyncio.Timeout] = set()
         self._is_closing = False
+        self.idle = asyncio.Event()  # set while no body is on its way
+        self.idle.set()
 
     def give_up(self) -> None:
         """Refuse what is still arriving, and whatever comes from now on: the server is about to end."""
@@ -87,6 +89,7 @@ class BodyReader:
         try:
             async with asyncio.timeout(0.0 if self._is_closing else most_s) as arriving:
                 self._arriving.add(arriving)
+                self.idle.clear()
                 body.images = await self._images(request, body)
         except BaseException as error:
             body.__exit__(type(error), error, error.__traceback__)
@@ -99,6 +102,8 @@ class BodyReader:
             raise
         finally:
             self._arriving.discard(arriving)
+            if not self._arriving:
+                self.idle.set()
         return body
 
     def take(self, size_bytes: int, *, held_bytes: int) -> None:

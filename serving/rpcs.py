@@ -124,9 +124,10 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
     async def _message(self, context: Context, method: str, *, decode: Callable[[bytes], object]) -> object:
         """Return the message of a call that brings one."""
-        message = await self._arrivals.read(
-            context, method, is_stream=False, check=lambda: self._check_room(method, context.time_remaining())
-        )
+        with self._arrivals.single():
+            message = await self._arrivals.read(
+                context, method, is_stream=False, check=lambda: self._check_room(method, context.time_remaining())
+            )
         if message is None:
             raise await self._no_message(context, method)
         return await self._decoded(message, method, decode=decode)

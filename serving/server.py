@@ -2,7 +2,7 @@
 
 While it serves it watches the models folder: see `catalogue` for what that brings.
 
-A shutdown: health NOT_SERVING, the lame-duck time, no new requests, the queue finished.
+A shutdown: health NOT_SERVING, the lame-duck time, then as `drain` says.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from serving.catalogue import Catalogue
 from serving.connections import connection_options
 from serving.credentials import server_credentials
 from serving.dispatcher import Dispatcher
+from serving.drain import FLUSH_S, Drain, left_s
 from serving.errors import StartupError
 from serving.health import HealthBoard
 from serving.http_access import HEALTH_PATHS, TokenDoor
@@ -46,9 +47,6 @@ from serving.tls import tell_validity, tls_files
 from serving.tokens import Gate
 from serving.watcher import Watcher
 
-_FLUSH_S: Final = 0.5  # for answers that are written but not yet sent, when only watchers are still connected
-_NEVER_S: Final = 1e7
-_STRAGGLE_S: Final = 1.0  # for calls that were sent before their client could know that this server stops
 _FIELDS: Final = 1000  # of a message, and
 _FIELDS_A_PICTURE: Final = 8  # of one beside it: far more than any client sends
 _SERVICE_NAMES: Final = (SERVICE_NAME, INFERENCE_SERVICE_NAME)
@@ -81,6 +79,11 @@ class Server:
         self._address = Address.parse(settings.address)
         self._http_address = None if settings.http_address == "off" else self._address.beside(settings.http_address)
         self._gate = Gate(settings.tokens, metrics=metrics) if settings.tokens else None
+        self._arrivals = Arrivals(
+            allowed_bytes=settings.memory_bytes,
+            max_message_bytes=settings.max_message_bytes,
+            on_refusal=self._count_refusal,
+        )
         self._rpcs = self._make_rpcs(tracing)
         self._grpc = grpc.aio.server(options=connection_options(settings), handlers=(self._rpcs,))
         self._dispatcher = Dispatcher(
@@ -105,6 +108,14 @@ class Server:
             )
         )
         self._http = self._make_http(metrics, tracing)
+        self._drain = Drain(
+            self._grpc,
+            self._http,
+            arrivals=self._arrivals,
+            bodies=self._bodies,
+            dispatcher=self._dispatcher,
+            catalogue=catalogue,
+        )
         self._health = HealthBoard(*_SERVICE_NAMES)
         self._watcher = Watcher(catalogue, self._publish, every_s=settings.watch_s, drain_s=settings.renewal_s)
         self.port = 0
@@ -154,33 +165,10 @@ class Server:
         if lame_duck_s:
             await asyncio.sleep(lame_duck_s)
         until = asyncio.get_running_loop().time() + self._settings.drain_s
-        await self._finish_calls(until)
-        await asyncio.wait({stopping_watch}, timeout=_left_s(until))
-        is_closed = await asyncio.to_thread(self._catalogue.close, max(_FLUSH_S, _left_s(until)))
+        await self._drain.finish(until)
+        await asyncio.wait({stopping_watch}, timeout=left_s(until))
+        is_closed = await asyncio.to_thread(self._catalogue.close, max(FLUSH_S, left_s(until)))
         return stopping_watch.done() and is_closed
-
-    async def _finish_calls(self, until: float) -> None:
-        """Take no more calls at either door, and end those that are there: when they are done, or at `until`.
-
-        All waiting is done here. Where two stops of grpc.aio (1.85) time out, the one to end first destroys the server,
-        and the other then cancels the calls of no server: of exits with --drain-s 0 one in thirty was a segfault.
-        """
-        self._http.stop_accepting()
-        stopping = asyncio.create_task(self._grpc.stop(_NEVER_S))
-        ended = asyncio.create_task(self._http.ended())
-        await asyncio.wait({stopping, ended}, timeout=min(_STRAGGLE_S, _left_s(until)))
-        self._catalogue.start_draining()  # what open streams still send is refused
-        self._bodies.give_up()
-        idle = asyncio.create_task(self._dispatcher.idle.wait())
-        await asyncio.wait({idle}, timeout=_left_s(until))
-        idle.cancel()
-        flush_s = min(_FLUSH_S, _left_s(until))  # health watchers would hold it for all of drain_s
-        await asyncio.wait({stopping, ended}, timeout=flush_s)
-        if not stopping.done():
-            await self._grpc.stop(None)  # at once, before anything else can happen
-        await stopping
-        await self._http.stop()
-        await ended
 
     async def abandon(self) -> None:
         """Stop listening at once, after a failed startup."""
@@ -190,14 +178,9 @@ class Server:
 
     def _make_rpcs(self, tracing: Tracing | None) -> Rpcs:
         settings = self._settings
-        arrivals = Arrivals(
-            allowed_bytes=settings.memory_bytes,
-            max_message_bytes=settings.max_message_bytes,
-            on_refusal=self._count_refusal,
-        )
         return Rpcs(
             self._gate,
-            arrivals=arrivals,
+            arrivals=self._arrivals,
             unpacker=Unpacker(settings.max_message_bytes),
             max_fields=_FIELDS + _FIELDS_A_PICTURE * settings.max_images_per_request,
             open_services=(health.SERVICE_NAME,) if settings.open_health else (),  # probes carry no token
@@ -255,7 +238,3 @@ class Server:
             refused=[entry.name for entry in entries if entry.reason],
         )
         self._share(self._catalogue.accord)
-
-
-def _left_s(until: float) -> float:
-    return max(0.0, until - asyncio.get_running_loop().time())

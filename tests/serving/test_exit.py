@@ -1,10 +1,12 @@
 """How a server ends: whom it still answers, for how long, and that it never crashes."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -85,6 +87,56 @@ def test_a_call_under_way_is_answered_however_long_it_takes_within_the_drain(mod
         stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
         threading.Event().wait(1.8)
         may_run.set()
+        assert call.result(60).results[0].predictions[0].label == "red"
+        assert stopping.result(60)
+
+
+@contextmanager
+def slow_network(address, *, first_bytes, finish):
+    """Give the address of a way to a server on which what a caller sends stops after so many bytes, for a while."""
+    host, _, port = address.rpartition(":")
+
+    def carry(source, sink, count):
+        with suppress(OSError):  # the other end has gone
+            while data := source.recv(min(count, 2**16)):
+                sink.sendall(data)
+                count -= len(data)
+                if not count:
+                    finish.wait(60)
+                    count = 2**30
+            sink.shutdown(socket.SHUT_WR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection((host, int(port))) as server:
+
+        def serve():
+            with listener.accept()[0] as caller:
+                back = threading.Thread(target=carry, args=(server, caller, 2**30))
+                back.start()
+                carry(caller, server, first_bytes)
+                back.join()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_message_on_its_way_has_the_whole_drain_to_arrive(models):
+    """Over a slow network a picture takes longer than stragglers have."""
+    finish, image = (
+        threading.Event(),
+        tiny_bundle.picture("red") + bytes(100_000),
+    )  # behind a picture's end nobody looks
+    with (
+        Running(models) as server,
+        slow_network(server.address, first_bytes=50_000, finish=finish) as address,
+        plain_channel(address) as channel,
+    ):
+        call = classifier_pb2_grpc.ClassifierStub(channel).Classify.future(pb.ClassifyRequest(images=[image]))
+        until(lambda: not server._server._arrivals.idle.is_set(), what="the call")
+        stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
+        threading.Event().wait(1.8)
+        finish.set()
         assert call.result(60).results[0].predictions[0].label == "red"
         assert stopping.result(60)
 
