@@ -154,8 +154,10 @@ async def _send(call: Call, request: bytes, *, load: Load, record: _Record, due:
     except grpc.aio.AioRpcError as failure:
         record.refuse(failure.code().name, due=due, ended=time.perf_counter())
         return failure.code() is not grpc.StatusCode.UNAVAILABLE
-    result = answer.results[0]
-    if result.HasField("error"):
+    result = answer.results[0] if len(answer.results) == 1 else None
+    if result is None:
+        record.fail(f"{len(answer.results)} results", due=due)
+    elif result.HasField("error"):
         record.fail(f"image {enum_name(pb.ImageError.Code, result.error.code)}", due=due)
     else:
         record.answer(due=due, ended=time.perf_counter())

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import grpc
 import typer
 
-from serving.addresses import is_here
+from serving.addresses import MOST_PORT, is_here
 from serving.errors import SettingsError
 from serving.pem import load_pair, reason
 
@@ -89,7 +89,13 @@ class Access:
 
 
 def _directly(address: str, options: Options) -> Options:
-    """Return options without a proxy for a server on this machine: the environment's would look for it on its own."""
+    """Return options without a proxy for a server on this machine: the environment's would look for it on its own.
+
+    Raises SettingsError for a port that is none: gRPC would call what 16 bits leave of it.
+    """
+    port = address.rpartition(":")[2]
+    if port.isascii() and port.isdigit() and int(port) > MOST_PORT:
+        raise SettingsError(f"{address}: found port {port}, wanted 1..{MOST_PORT}")
     return [*options, ("grpc.enable_http_proxy", 0)] if is_here(address) else options
 
 

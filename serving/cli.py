@@ -63,7 +63,7 @@ def run(
     from serving.logs import configure_logs
 
     configure_logs(log_format=settings.log_format, log_level=settings.log_level)
-    for name, meant in mistyped_variables(os.environ):
+    for name, meant in mistyped_variables(os.environ, has_tokens=settings.tokens is not None):
         structlog.get_logger(__name__).warning("unknown variable", name=name, meant=meant)
     try:
         (workers.run if settings.workers > 1 else process.run)(models, settings)

@@ -84,7 +84,8 @@ class Client:
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
         with _told(self._address):
             deadline_s = _deadline_s(timeout_s)
-            return read_classification(self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
+            response = self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata)
+        return _answered(response, request, address=self._address)
 
     def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
@@ -130,7 +131,8 @@ class AsyncClient:
         request = _request(images, model=model, version=version, top_k=top_k, min_score=min_score)
         with self._told():
             deadline_s = _deadline_s(timeout_s)
-            return read_classification(await self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata))
+            response = await self._stub.Classify(request, timeout=deadline_s, metadata=self._metadata)
+        return _answered(response, request, address=self._address)
 
     async def models(self, *, timeout_s: float = 10.0) -> tuple[ModelInfo, ...]:
         """List what the server knows. Raises ClientError."""
@@ -178,9 +180,18 @@ def _request(images: Sequence[Image], *, model: str, version: str, top_k: int, m
         raise _misused(f"{error}; wanted images as bytes, model and version as text, top_k 0..4294967295") from error
 
 
+def _answered(response: pb.ClassifyResponse, request: pb.ClassifyRequest, *, address: str) -> Classification:
+    found, wanted = len(response.results), len(request.images)
+    if found != wanted:
+        raise ClientError(
+            f"{address}: {found} results for {wanted} images; is this a Calotype server?", status="UNKNOWN"
+        )
+    return read_classification(response)
+
+
 def _deadline_s(timeout_s: float) -> float | None:
     """Return what gRPC is told: it takes a time too far away for one that has passed."""
-    if not timeout_s > 0:  # nor NaN
+    if not isinstance(timeout_s, float | int) or not timeout_s > 0:  # nor NaN
         raise _misused(f"timeout_s: found {timeout_s}, wanted more than 0")
     return None if timeout_s > _LONGEST_S else timeout_s
 

@@ -86,7 +86,9 @@ class ServerSettings:
         float, _setting("Renew connections after so many s; 0: never.", low=0, high=_MOST_S)
     ] = 600.0
     lame_duck_s: Annotated[float, _setting("Keep answering so many s after SIGTERM.", low=0, high=_MOST_S)] = 0.0
-    drain_s: Annotated[float, _setting("Finish what is under way for at most so many s on exit.", low=0, high=_MOST_S)] = 30.0
+    drain_s: Annotated[
+        float, _setting("Finish what is under way for at most so many s on exit.", low=0, high=_MOST_S)
+    ] = 30.0
     log_format: Annotated[Literal["console", "json"], _setting("Write log lines in this format.")] = "console"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _setting("Log from this level on.")] = "info"
 

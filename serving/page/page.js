@@ -150,6 +150,7 @@ async function ask(job) {
     if (performance.now() >= heldUntil) { // the first to hear it
       held += 1;
       heldUntil = performance.now() + 1000 * Number(answer.headers.get("retry-after") ?? 1);
+      status.textContent = `${WORDS.RESOURCE_EXHAUSTED} Asking again in ${Math.ceil((heldUntil - performance.now()) / 1000)} s …`;
     }
     if (held <= PATIENCE) return ask(job);
   }

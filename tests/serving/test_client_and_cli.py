@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 import pytest
@@ -47,9 +48,9 @@ def red(tmp_path):
     return path
 
 
-def command(*words):
-    line = [sys.executable, "-m", "serving", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+def command(*words, environment=MappingProxyType({})):
+    line, variables = [sys.executable, "-m", "serving", *map(str, words)], {**ENVIRONMENT, **environment}
+    return subprocess.run(line, capture_output=True, text=True, env=variables, timeout=60, check=False)
 
 
 def test_asyncio_client_gives_the_same_answers(address):
@@ -239,10 +240,18 @@ def test_a_variable_that_is_nearly_one_of_ours_is_told():
     """Not those that a cluster sets for a service of our name, nor a client's."""
     ours = ["CALOTYPE_WATCH_S", "CALOTYPE_TOKEN", "CALOTYPE_TOKENS", "CALOTYPE_CLIENT_TLS_KEY", "CALOTYPE_MODELS"]
     cluster = ["CALOTYPE_SERVICE_HOST", "CALOTYPE_PORT", "CALOTYPE_PORT_50051_TCP_ADDR", "PATH"]
-    assert list(mistyped_variables([*ours, *cluster, "CALOTYPE_WATCHS", "CALOTYPE_KEPT"])) == [
-        ("CALOTYPE_KEPT", "CALOTYPE_KEEP"),
-        ("CALOTYPE_WATCHS", "CALOTYPE_WATCH_S"),
-    ]
+    names = [*ours, *cluster, "CALOTYPE_WATCHS", "CALOTYPE_KEPT"]
+    mistyped = [("CALOTYPE_KEPT", "CALOTYPE_KEEP"), ("CALOTYPE_WATCHS", "CALOTYPE_WATCH_S")]
+    assert list(mistyped_variables(names, has_tokens=True)) == mistyped
+
+
+def test_a_clients_token_is_no_servers_tokens(tmp_path):
+    """One letter less lets everybody in."""
+    assert list(mistyped_variables(["CALOTYPE_TOKEN"], has_tokens=False)) == [("CALOTYPE_TOKEN", "CALOTYPE_TOKENS")]
+    options = ("run", tmp_path / "none", "--log-format", "json")
+    assert "CALOTYPE_TOKENS" in command(*options, environment={"CALOTYPE_TOKEN": "x"}).stderr
+    given = {"CALOTYPE_TOKEN": "x", "CALOTYPE_TOKENS": str(tmp_path / "tokens")}
+    assert "unknown variable" not in command(*options, environment=given).stderr
 
 
 def test_a_level_of_the_log_may_be_in_capitals(tmp_path):
@@ -297,6 +306,7 @@ def column(table):
         ({"model": "\udcff"}, "found what is no UTF-8"),
         ({"timeout_s": math.nan}, "timeout_s: found nan, wanted more than 0"),
         ({"timeout_s": 0}, "timeout_s: found 0, wanted more than 0"),
+        ({"timeout_s": None}, "timeout_s: found None, wanted more than 0"),
     ],
 )
 def test_a_misused_client_says_what_was_wrong(address, fields, words):
@@ -329,16 +339,18 @@ def test_whatever_holds_bytes_is_a_picture(address, kind):
 
 
 class Hesitant(classifier_pb2_grpc.ClassifierServicer):
-    """Refuses with a status as often as it is told to, then answers."""
+    """Refuses with a status as often as it is told to, then answers; a forgetful one leaves its results out."""
 
-    def __init__(self, code, *, times, details="", push_back=""):
+    def __init__(self, code, *, times, details="", push_back="", forgets=False):
         self._code, self._left, self._details, self._push_back = code, times, details, push_back
+        self._forgets = forgets
         self.calls = 0
 
     def Classify(self, request, context):  # noqa: N802 -- rpc
         self.calls += 1
         if self.calls > self._left:
-            return pb.ClassifyResponse(model="colours", version="1")
+            results = [] if self._forgets else [pb.ImageResult() for _ in request.images]
+            return pb.ClassifyResponse(results=results, model="colours", version="1")
         if self._push_back:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", self._push_back),))
         return context.abort(self._code, self._details)
@@ -352,10 +364,28 @@ def hesitant(code, **options):
     port_number = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with Client(f"127.0.0.1:{port_number}") as client:
+        servicer.address = f"127.0.0.1:{port_number}"
+        with Client(servicer.address) as client:
             yield servicer, client
     finally:
         server.stop(None).wait()
+
+
+def test_a_server_that_leaves_a_picture_out_is_told(red):
+    """Another program's, perhaps."""
+    with hesitant(grpc.StatusCode.OK, times=0, forgets=True) as (servicer, client):
+        with pytest.raises(ClientError, match="0 results for 1 images; is this a Calotype server") as caught:
+            client.classify([b"x"])
+        assert caught.value.status == "UNKNOWN"
+        done = command("bench", red, "--address", servicer.address, "--requests", "3", "--json")
+    assert (done.returncode, json.loads(done.stdout)["errors"]) == (1, {"0 results": 3})
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_port_that_is_none_calls_no_other(kind):
+    """gRPC would call port 1."""
+    with pytest.raises(SettingsError, match=r"found port 65537, wanted 1\.\.65535"):
+        kind("localhost:65537")
 
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"])

@@ -1,6 +1,7 @@
 """The page in headless Chromium, before a real server: choose, drop, paste, errors, keyboard, phone, light and dark."""
 
 import os
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -257,7 +258,9 @@ def test_pictures_wait_as_long_as_a_rate_limit_asks(browser, tmp_path):
         page.keyboard.press("Enter")
         expect(page.locator("#choose")).to_be_focused()
         page.locator("#files").set_input_files([upload("red", name=f"{number}.png") for number in range(6)])
+        expect(page.locator("#status")).to_have_text(re.compile(r"takes no more just now\. Asking again in \d+ s …"))
         expect(page.locator(".bars")).to_have_count(6)
+        expect(page.locator("#status")).to_have_text("")
         expect(page.locator(".wrong")).to_have_count(0)
 
 
