@@ -29,6 +29,7 @@ from serving.metrics import Metrics
 from serving.page import page_routes
 from serving.shelves import Entry
 from serving.steps import Verdict
+from serving.waking import OneThread
 
 HTTP_STATUS: Final = {
     "INVALID_ARGUMENT": 400,
@@ -54,6 +55,7 @@ class HttpDoor:
         self._metrics = metrics
         self._bodies = bodies
         self._is_ready = is_ready
+        self._reading = OneThread()
 
     def app(self) -> Starlette:
         """Return the ASGI application; `observability.Envelope` goes around it."""
@@ -86,7 +88,8 @@ class HttpDoor:
             encode, content_type = choose_encoder(request.headers.get("accept", ""))
         except (TypeError, ValueError):  # prometheus_client 0.26 compares versions that are not plain numbers
             encode, content_type = choose_encoder("")
-        text = await asyncio.to_thread(encode, self._metrics.exposed)  # a thousand classes are some ms of text
+        # A thousand classes are some ms of text; one at a time leaves the threads to others.
+        text = await self._reading.run(encode, self._metrics.exposed)
         return Response(text, headers={"content-type": content_type, **_NO_STORE})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002 -- as above

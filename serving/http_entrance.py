@@ -4,9 +4,7 @@ And last: what is left of its body is read, or its caller might never see the an
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -14,10 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import InvalidRequestError, NotReadyError, ServingError
 from serving.http_door import on_error
+from serving.http_server import SURPLUS
 
 
 class Entrance:
-    """Around the HTTP application. `is_full` says whether more connections are here than may be.
+    """Around the HTTP application. Whose connection is one too many, as its server says in the state, is turned away.
 
     Who is turned away is told in JSON like everybody else, and the connection closes, also after a body whose length is
     told twice: what follows may be another caller's, where something before us understood it otherwise (RFC 9112, 6.1).
@@ -25,31 +24,33 @@ class Entrance:
     `rest_s` seconds from the answer on.
     """
 
-    def __init__(self, app: ASGIApp, *, is_full: Callable[[], bool], rest_s: float) -> None:
+    def __init__(self, app: ASGIApp, *, rest_s: float) -> None:
         self._app = app
-        self._is_full = is_full
         self._rest_s = rest_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         receive, send = _to_the_end(receive, send, rest_s=self._rest_s)
-        error = self._objection(Headers(scope=scope), scope["path"])
+        error = _objection(scope)
         if error is not None:
             refusal = await on_error(Request(scope), error)
             refusal.headers["connection"] = "close"
             return await refusal(scope, receive, send)
         if scope["path"].startswith(("http://", "https://")):
-            scope = {**scope, "path": urlsplit(scope["path"]).path or "/"}
+            _, _, place = scope["path"].partition("://")  # not urlsplit, which raises for some hosts
+            scope = {**scope, "path": f"/{place.partition('/')[2]}"}
         return await self._app(scope, receive, send)
 
-    def _objection(self, headers: Headers, path: str) -> ServingError | None:
-        if self._is_full():
-            return NotReadyError("too many connections; try again later")
-        if "transfer-encoding" in headers and "content-length" in headers:
-            return InvalidRequestError("found Transfer-Encoding and Content-Length, wanted one of them")
-        if not path.isprintable():  # Starlette takes a path and a line feed for the path; what stands before us may not
-            return InvalidRequestError("found a control character in the path")
-        return None
+
+def _objection(scope: Scope) -> ServingError | None:
+    headers = Headers(scope=scope)
+    if scope["state"].get(SURPLUS):
+        return NotReadyError("too many connections; try again later")
+    if "transfer-encoding" in headers and "content-length" in headers:
+        return InvalidRequestError("found Transfer-Encoding and Content-Length, wanted one of them")
+    if not scope["path"].isprintable():  # Starlette takes a path and a line feed for the path, others may not
+        return InvalidRequestError("found a control character in the path")
+    return None
 
 
 def _to_the_end(receive: Receive, send: Send, *, rest_s: float) -> tuple[Receive, Send]:

@@ -20,6 +20,7 @@ from serving.tls import TlsFiles, http_context
 
 _BACKLOG: Final = 512
 OWED_S: Final = 20
+SURPLUS: Final = "surplus"  # in the state of a request: its connection is one too many
 _TOLD: Final = 32
 _CRUMB_BYTES: Final = 64  # the least that a chunk may have on average
 _CHUNKS: Final = 128  # more than any client's odd ones in one piece
@@ -84,11 +85,6 @@ class HttpServer:
             self._greetings.start()
         self._running = asyncio.create_task(self._uvicorn.serve(sockets=[] if context else listeners))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether more connections are here than may be: some, so that they can be told."""
-        return self._uvicorn is not None and len(self._uvicorn.server_state.connections) > self._max_connections
-
     def stop_accepting(self) -> None:
         """Take no more connections; those without a request close, the others after their answer."""
         if self._uvicorn is not None:
@@ -125,8 +121,11 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
-            transport.abort()
+        if self.limit_concurrency is not None:
+            beyond = len(self.connections) - (self.limit_concurrency - 1 - _TOLD)
+            if beyond > _TOLD:
+                transport.abort()
+            self.app_state = {**self.app_state, SURPLUS: beyond > 0}
         self._watch()
 
     def data_received(self, data: bytes) -> None:

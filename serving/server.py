@@ -195,7 +195,7 @@ class Server:
         open_paths = (*PAGE_PATHS, *(HEALTH_PATHS if settings.open_health else ()))  # the page asks for a token
         app = TokenDoor(door.app(), self._gate, open_paths=open_paths) if self._gate else door.app()
         return HttpServer(
-            Envelope(Entrance(app, is_full=lambda: self._http.is_full, rest_s=http_server.OWED_S), tracing=tracing),
+            Envelope(Entrance(app, rest_s=http_server.OWED_S), tracing=tracing),
             self._http_address,
             drain_s=settings.drain_s,
             max_connections=settings.max_connections,

@@ -4,10 +4,11 @@ import asyncio
 import threading
 
 
-def most_at_once(monkeypatch, place, ask):
+def most_at_once(monkeypatch, place, ask, *, result=None):
     """Replace the work at `place` by one that takes long, call `ask` for two callers of whom the first goes.
 
-    Return how many threads were in it each time that one began. `ask` gives a coroutine function for a number.
+    Return how many threads were in it each time that one began. `ask` gives a coroutine function for a number; the work
+    gives `result`, or its arguments.
     """
     may_end, inside, counts = threading.Event(), [], []
 
@@ -16,7 +17,7 @@ def most_at_once(monkeypatch, place, ask):
         counts.append(len(inside))
         assert may_end.wait(20)
         inside.pop()
-        return arguments
+        return arguments if result is None else result
 
     async def scene():
         asking = ask()

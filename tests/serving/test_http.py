@@ -10,11 +10,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
+from types import SimpleNamespace
 
 import grpc
 import pytest
 import structlog
 import tiny_bundle
+from one_thread import most_at_once
 from PIL import Image
 from running import with_runs
 from structlog.testing import capture_logs
@@ -25,6 +27,7 @@ from protos import classifier_pb2_grpc
 from serving import http_server
 from serving.catalogue import Catalogue
 from serving.errors import QueueFullError
+from serving.http_door import HttpDoor
 from serving.loading import load_model
 from serving.metrics import Metrics
 from serving.server import Server
@@ -325,8 +328,8 @@ def test_connections_far_beyond_the_limit_are_closed_unheard(models):
         async with asyncio.timeout(20):
             while sum(task.done() for task in reading) < 60 - 2 - 33:
                 await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED, timeout=0.05)
-        lines[0][1].write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert (await asyncio.wait_for(reading[0], 20)).startswith(b"HTTP/1.1 503 ")
+        lines[2][1].write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # the first of those beyond
+        assert (await asyncio.wait_for(reading[2], 20)).startswith(b"HTTP/1.1 503 ")
         for _, writer in lines:
             writer.close()
 
@@ -923,12 +926,47 @@ def test_a_body_whose_length_is_told_twice_ends_the_connection(running):
     assert said.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.parametrize("scheme", [b"http", b"https"])
-def test_a_target_with_its_host_means_its_path(running, scheme):
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (b"http://x:1/healthz?y", b'{"status":"alive"}'),
+        (b"https://x:1/healthz?y", b'{"status":"alive"}'),
+        (b"http://a%E2%84%80/healthz", b'{"status":"alive"}'),  # hosts that urllib refuses
+        (b"http://[", b"<title>"),
+        (b"http://x:1", b"<title>"),
+    ],
+)
+def test_a_target_with_its_host_means_its_path(running, target, words):
     """As of a proxy."""
     with socket.create_connection(("127.0.0.1", running), timeout=20) as connection:
-        connection.sendall(b"GET " + scheme + b"://x:1/healthz?y HTTP/1.1\r\nhost: x:1\r\nconnection: close\r\n\r\n")
-        assert b'{"status":"alive"}' in read_all(connection)
+        connection.sendall(b"GET " + target + b" HTTP/1.1\r\nhost: x:1\r\nconnection: close\r\n\r\n")
+        assert words in read_all(connection)
+
+
+def test_one_connection_too_many_turns_nobody_away_who_was_here(models):
+    """Neither a balancer's nor a probe's."""
+
+    async def scene(server, asking):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+        for strangers in (0, 2):
+            silent = [(await asyncio.open_connection("127.0.0.1", server.http_port))[1] for _ in range(strangers)]
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b'{"status":"alive"}' in await asyncio.wait_for(reader.readuntil(b"}"), 20)
+        assert (await asking("/healthz")).status == 503
+        for one in (*silent, writer):
+            one.close()
+
+    serve(models, scene, settings=replace(SETTINGS, max_connections=2))
+
+
+def test_the_metrics_are_written_in_one_thread_whoever_asks(monkeypatch):
+    """Else many who ask would have all the threads that others wait for."""
+
+    def ask():
+        door = HttpDoor(None, metrics=Metrics(), bodies=None, is_ready=None)
+        return lambda _: door._exposition(SimpleNamespace(headers={}))
+
+    assert most_at_once(monkeypatch, "prometheus_client.exposition.generate_latest", ask, result=b"") == [1, 1]
 
 
 def test_who_finds_no_room_is_told_like_everybody_else(models):
