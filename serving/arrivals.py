@@ -3,13 +3,14 @@
 The library takes in a message as a whole before anything of ours sees a byte of it, and does not tell how much has
 come: 60 calls that each held back their last byte took 3.6 GB. So the memory of the process is looked at while messages
 take longer than everyday ones do, and where it is used up the oldest of them are refused. They come by turns, so that
-there is time to look: a turn ends with a look, unless an eighth of what there is for messages is used by then.
+there is time to look: a turn ends with a look, unless an eighth of what there was for messages is used by then.
 """
 
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, NamedTuple
 
 import grpc
@@ -81,6 +82,7 @@ class Arrivals:
         self._used = used_bytes
         self._turns = asyncio.Semaphore(max(_LEAST_TURNS, allowed_bytes // (_COPIES * max_message_bytes)))
         self._own = 0  # bytes in use when no message was long under way
+        self._seen = 0  # at the newest look
         self._coming: dict[Context, _Coming] = {}  # the oldest first
         self._single = 0  # calls that wait for their only message
         self.idle = asyncio.Event()  # set while there are none
@@ -116,7 +118,7 @@ class Arrivals:
             if not is_stream:
                 self._on_refusal(method, late(context) or error)
             raise
-        turn = _Turn(self._turns, self._is_filling)
+        turn = _Turn(self._turns, partial(self._is_filling, self._seen))
         try:
             if has_waited:
                 check()  # what was true before may not be any more
@@ -144,8 +146,9 @@ class Arrivals:
         self._coming.pop(context, None)
 
     def _look_soon(self) -> None:
+        self._seen = self._used()
         if not self._slow():
-            self._own = self._used()
+            self._own = self._seen
         asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def _look(self) -> None:
@@ -169,8 +172,8 @@ class Arrivals:
         before = asyncio.get_running_loop().time() - _LOOK_S
         return [context for context, coming in self._coming.items() if coming.since <= before]
 
-    def _is_filling(self) -> bool:
-        return self._used() > self._own + (self._most() - self._own) // 8
+    def _is_filling(self, before: int) -> bool:
+        return self._used() > before + (self._most() - before) // 8
 
     def _is_too_much(self) -> bool:
         return self._used() > self._most()

@@ -130,7 +130,11 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             )
         if message is None:
             raise await self._no_message(context, method)
-        return await self._decoded(message, method, decode=decode)
+        try:
+            return await self._decoded(message, method, decode=decode)
+        except asyncio.CancelledError as error:  # the caller has gone while it was unpacked
+            self._on_refusal(method, late(context) or error)
+            raise
 
     async def _no_message(self, context: Context, method: str) -> ServingError:
         """Count a call whose messages end without one; return why, or end as cancelled where the call has ended too."""

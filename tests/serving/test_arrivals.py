@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from half_sent import half_sent
 from running import Running, classify, plain_channel, until
 
 from serving.arrivals import Arrivals
-from serving.errors import QueueFullError
+from serving.errors import DeadlineExceededError, QueueFullError
 from serving.memory import private_bytes, return_memory
 from serving.packed import Unpacker
 from serving.rpcs import Rpcs
@@ -421,6 +422,49 @@ def test_messages_that_never_come_hold_the_others_up_for_half_a_second_at_most(m
         await memory.until(lambda: begun(calls) == TURNS + 8)
 
     scene(play, used_mb=50)
+
+
+def test_a_stream_that_has_long_been_silent_makes_no_turn_longer():
+    """It began before a model was loaded that takes an eighth of the memory: what is used has not grown since."""
+
+    async def play(arrivals, coming, memory):
+        coming(1, is_stream=True)
+        await memory.looked_at(4)
+        memory.used_mb = 65
+        await memory.looked_at(4)
+        before, calls = memory.looks, coming(TURNS + 8)
+        await memory.until(lambda: begun(calls) == TURNS + 8)
+        assert memory.looks - before < 50  # 8 turns of one, and of the loop beside them; turns of 25 are 200
+
+    scene(play, used_mb=50)
+
+
+@pytest.mark.parametrize(("left_s", "kind"), [(None, asyncio.CancelledError), (-0.1, DeadlineExceededError)])
+def test_a_caller_who_goes_while_its_message_is_unpacked_is_counted(left_s, kind):
+    """As everywhere on the way."""
+    refusals = []
+
+    class Busy:
+        """An unpacker that others have."""
+
+        async def unpack(self, _):
+            await asyncio.get_running_loop().create_future()
+
+    async def main():
+        context, behaviour = FakeContext(), grpc.unary_unary_rpc_method_handler(lambda *_: None)
+        context.time_remaining = lambda: left_s
+        context.message.set_result(gzip.compress(b"message"))
+        arrivals, tell = Memory(50).arrivals(), lambda method, error: refusals.append((method, type(error)))
+        rpcs = Rpcs(None, arrivals=arrivals, unpacker=Busy(), max_fields=100, on_refusal=tell)
+        rpcs.add_registered_method_handlers("s", {"m": behaviour})
+        answer = rpcs.service(SimpleNamespace(method="/s/m", invocation_metadata=())).stream_unary
+        call = asyncio.create_task(answer(None, context))
+        await asyncio.wait({call}, timeout=0.05)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    asyncio.run(main())
+    assert refusals == [("/s/m", kind)]
 
 
 def test_who_had_to_wait_for_a_turn_is_asked_about_again():
