@@ -133,7 +133,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         return [ticket.future for ticket in tickets]
 
     def check_room(self, *, deadline: float | None = None) -> None:
-        """Raise what `submit` would raise for one item of the usual size."""
+        """Raise QueueFullError or DeadlineExceededError as `submit` would for one item of the usual size."""
         with self._lock:
             self._or_without_gone(partial(self._admission.check_unread, now=self._clock(), deadline=deadline))
 

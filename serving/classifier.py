@@ -67,7 +67,7 @@ class ServedModel:
             raise
 
     def check_room(self, *, deadline: float | None = None) -> None:
-        """Raise what `submit` would for one picture of the usual size, and count it as refused."""
+        """Raise QueueFullError or DeadlineExceededError, and count it, as `submit` would for one more usual picture."""
         try:
             self._batcher.check_room(deadline=deadline)
         except (QueueFullError, DeadlineExceededError) as error:

@@ -87,17 +87,25 @@ class Instance(Generic[Row, Answer]):
     def _took(self, share: Share[Row, Answer], *, is_guess: bool = False, has_failed: bool = False) -> Took:
         return Took((self._clock() - share.taken) / len(share.live), is_guess=is_guess, has_failed=has_failed)
 
+    def _has_dropped(self, ticket: Ticket[Answer]) -> bool:
+        """Answer an item whose deadline has passed; say whether it had."""
+        is_late = ticket.is_late(self._clock())
+        if is_late:
+            self._observer.on_drop("deadline")
+            ticket.future.set_exception(past_deadline())
+        return is_late
+
     def _rows(self, items: Sequence[Item[Row, Answer]]) -> tuple[list[Ticket[Answer]], list[Row]]:
         """Make the rows; items that fail, or whose deadline has passed by then, are answered here."""
         tickets, rows = [], []
         for item in items:
+            if self._has_dropped(item.ticket):  # those before it in the share take their time
+                continue
             row = attempt(item.make_row)
             if isinstance(row, Exception):
                 item.ticket.future.set_exception(row)
                 continue
-            if item.ticket.is_late(self._clock()):
-                self._observer.on_drop("deadline")
-                item.ticket.future.set_exception(past_deadline())
+            if self._has_dropped(item.ticket):
                 continue
             tickets.append(item.ticket)
             rows.append(row)

@@ -177,6 +177,25 @@ def test_what_becomes_late_while_it_is_prepared_is_not_run():
     assert gate.batches == []
 
 
+def test_what_is_late_when_its_turn_comes_in_a_share_is_not_prepared():
+    """Those before it take their time: of four items in one share the first two use it up."""
+    now, prepared, gate = [0.0], [], Gate(is_open=True)
+
+    def prepare_slowly(number):
+        prepared.append(number)
+        now[0] += 2.0
+        return number
+
+    limits = BatcherLimits(instances=1, prepare_threads=0, run_sizes=(1,), max_batch=4)
+    batcher = Batcher(prepare_slowly, gate.run, limits=limits, clock=lambda: now[0])
+    futures = batcher.submit([1, 2, 3, 4], sizes_bytes=[1] * 4, deadline=3.0)
+    batcher.start()
+    errors = [future.exception(PATIENCE_S) for future in futures]
+    assert batcher.close(PATIENCE_S)
+    assert [type(error) for error in errors] == [type(None), *[DeadlineExceededError] * 3]
+    assert prepared == [1, 2]
+
+
 def test_prepare_threads_do_not_prepare_what_nobody_waits_for():
     """One is late, one was cancelled, while the thread was busy with another: neither is decoded, both are counted."""
     now, prepared, busy, may_go, drops = [0.0], [], threading.Event(), threading.Event(), Depths()
