@@ -108,6 +108,7 @@ class Catalogue:
         version is tried when two looks in a row found the same there: one that is copied file by file is no bad one.
         """
         with self._refreshing:
+            self.follow_pins()  # whatever has become of the folder
             self._upkeep.look_again()
             self._complaints.look_again()
             if self._trusted.have_changed():
@@ -120,8 +121,9 @@ class Catalogue:
             if not names:
                 self._complaints.tell(f"{self._models}: no models any more, all stays as it is")
                 return
+            names = sorted({*names, *self._shelves.names()})
             self._wishes.look_again(names)
-            for name in sorted({*names, *self._shelves.names()}):
+            for name in names:
                 self._upkeep.look_at(name, waits_for_whole=waits_for_whole, drain_s=drain_s)
 
     def release(self, timeout_s: float) -> None:

@@ -455,6 +455,23 @@ def test_a_pin_is_followed_while_the_folder_does_not_answer(models, tmp_path, mo
         may_look.set()
 
 
+@pytest.mark.parametrize("lost", ["", "colours"])
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_rollback_needs_no_folder_that_can_be_read(models, tmp_path, lost, is_empty):
+    """Neither that of all models nor that of one: both versions are loaded."""
+    pins = tmp_path / "pins"
+    pins.write_text("")
+    tiny_bundle.write(models)
+    with Running(models, pins_file=pins) as server:
+        until(lambda: server.states() == {1: "READY", 2: "READY"}, what="both")
+        (models / lost).rename(tmp_path / "elsewhere")
+        if is_empty:
+            (models / lost).mkdir()
+        for pin in (1, 2, 1):
+            pins.write_text(f"colours={pin}\n")
+            until(lambda pin=pin: server.answering() == pin, what="the pinned version")
+
+
 def test_what_one_model_let_go_of_is_closed_before_the_next_one_is_loaded(models):
     """Where all are replaced at once, all the new ones beside all the old may not fit."""
     tiny_bundle.write(models, name="shades")
