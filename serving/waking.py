@@ -26,6 +26,8 @@ class OneThread:
                 return await asyncio.shield(working)
             finally:
                 await asyncio.wait({working})
+                if not working.cancelled():
+                    working.exception()  # or the log would have it, where the caller has gone
 
 
 async def all_done(futures: Sequence[Future[Any]], *, deadline: float | None = None) -> None:

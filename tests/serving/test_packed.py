@@ -1,6 +1,7 @@
 """Compressed messages: known from all others, unpacked to what they were, and never beyond the limit."""
 
 import asyncio
+import gc
 import gzip
 import threading
 import tracemalloc
@@ -18,6 +19,7 @@ from protos import classifier_pb2, open_inference_pb2
 from serving import packed
 from serving.errors import InvalidRequestError, MessageTooLargeError
 from serving.packed import Unpacker, is_packed
+from serving.waking import OneThread
 
 LIMIT = 1000
 FILES = (classifier_pb2, open_inference_pb2, health_pb2, reflection_pb2)
@@ -124,3 +126,27 @@ def test_a_message_whose_caller_has_gone_is_unpacked_alone_too(monkeypatch):
         return lambda number: unpacker.unpack(bytes([number]))
 
     assert most_at_once(monkeypatch, "serving.packed.unpack", ask) == [1, 1]
+
+
+def test_an_error_that_nobody_waits_for_any_more_is_no_news():
+    """A bomb of a caller who has gone."""
+    may_fail, unheard = threading.Event(), []
+
+    def fail():
+        may_fail.wait(20)
+        raise MessageTooLargeError("found more than 1,000 bytes")
+
+    async def scene():
+        asyncio.get_running_loop().set_exception_handler(lambda _, event: unheard.append(event["message"]))
+        call = asyncio.create_task(OneThread().run(fail))
+        await asyncio.wait({call}, timeout=0.05)
+        call.cancel()
+        await asyncio.wait({call}, timeout=0.05)
+        may_fail.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        del call
+        gc.collect()  # where Python tells of errors that nobody asked for
+
+    asyncio.run(scene())
+    assert unheard == []
