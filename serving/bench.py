@@ -4,8 +4,8 @@ In the open loop a latency counts from the moment the request was due, not from 
 stalls cannot hide it. Requests are serialised once and never tried again, so that this costs little beside the server
 and sees every refusal.
 
-With a warm-up the load goes on before and after what is measured: latencies and errors are those of requests due within
-it, throughput is what was answered within it. Without one all counts, from the first request to the last answer.
+With a warm-up the load begins before what is measured: latencies and errors are those of requests due within it,
+throughput is what was answered within it. Without one all counts, from the first request to the last answer.
 """
 
 import asyncio

@@ -96,9 +96,9 @@ class ModelMetrics(Observer):
         """Count a request that ended without a verdict on every picture."""
         self._unanswered_requests.inc()
 
-    def on_image_error(self, code: str) -> None:
-        """Count a picture that could not be read."""
-        self._metrics.pictures.labels(*self._labels, code).inc()
+    def on_failure(self, outcome: str) -> None:
+        """Count a picture that could not be read, or of which the network made nothing."""
+        self._metrics.pictures.labels(*self._labels, outcome).inc()
 
     def on_ready(self, *, digest: str, provider: str, variant: str) -> None:
         """Publish that this version serves, and from now on how many pictures wait for it."""

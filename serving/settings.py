@@ -79,7 +79,7 @@ class ServerSettings:
         64 * 2**20
     )
     max_concurrent_streams: Annotated[
-        int, _setting("Run so many calls a connection; 0: twice what queues.", low=0, high=_MOST)
+        int, _setting("Run so many calls a connection; 0: twice what queues, 100 at least.", low=0, high=_MOST)
     ] = 0
     max_connections: Annotated[int, _setting("Take at most so many connections at each door.", low=1, high=_MOST)] = 400
     max_connection_age_s: Annotated[

@@ -74,10 +74,10 @@ class PictureSteps:
             try:
                 return self._decode(job.image, job.stages)
             except ImageError as error:
-                self._metrics.on_image_error(error.code)
+                self._metrics.on_failure(error.code)
                 raise
             except Exception:
-                self._metrics.on_image_error("INTERNAL")
+                self._metrics.on_failure("INTERNAL")
                 raise
 
     def _decode(self, image: bytes, stages: PictureStages | None) -> Job:
@@ -103,7 +103,7 @@ class PictureSteps:
             return self._run(jobs)
         except Exception:
             for _ in jobs:
-                self._metrics.on_image_error("INTERNAL")
+                self._metrics.on_failure("INTERNAL")
             raise
 
     def _run(self, jobs: Sequence[Job]) -> Sequence[Verdict | Exception]:
@@ -127,7 +127,7 @@ class PictureSteps:
         answers: list[Verdict | Exception] = []
         for verdict, is_finite in zip(verdicts, are_finite[:, 0], strict=True):
             if not is_finite:
-                self._metrics.on_image_error("INTERNAL")
+                self._metrics.on_failure("INTERNAL")
                 answers.append(ArithmeticError("the network's answer is not finite"))
                 continue
             answers.append(verdict)

@@ -117,8 +117,8 @@ def _refusals(span: Span) -> Table:
         (f"pictures refused: {reason}", span.rate("calotype_rejected_total", reason=reason))
         for reason in span.after.values("calotype_rejected_total", "reason")
     )
-    unread = (
-        (f"pictures unread: {outcome}", span.rate("calotype_pictures_total", outcome=outcome))
+    failed = (
+        (f"pictures failed: {outcome}", span.rate("calotype_pictures_total", outcome=outcome))
         for outcome in span.after.values("calotype_pictures_total", "outcome")
         if outcome != "OK"
     )
@@ -126,7 +126,7 @@ def _refusals(span: Span) -> Table:
         (f"requests turned away: {reason}", span.rate("calotype_turned_away_total", reason=reason))
         for reason in span.after.values("calotype_turned_away_total", "reason")
     )
-    rows = ((text, f"{rate:.2f}") for text, rate in (*refused, *unread, *turned_away) if rate)
+    rows = ((text, f"{rate:.2f}") for text, rate in (*refused, *failed, *turned_away) if rate)
     return _filled(_table("not answered", "what", "per s"), rows)
 
 

@@ -128,7 +128,7 @@ def test_top_draws_what_the_server_did(exposition):
     console.print(frame("here:8080", since_start(parse(exposition, at_s=2e9))))
     text = console.file.getvalue()
     assert re.search(r"colours +│ 1 +│ yes ", text)
-    for wanted in ("here:8080  Calotype", "colours", "unread: NOT_AN_IMAGE", "refused: deadline", "DEADLINE_EXCEEDED"):
+    for wanted in ("here:8080  Calotype", "colours", "failed: NOT_AN_IMAGE", "refused: deadline", "DEADLINE_EXCEEDED"):
         assert wanted in text
 
 
