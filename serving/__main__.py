@@ -2,20 +2,24 @@
 
 import os
 import signal
-import sys
 
 
 def main() -> None:
     """Run the command line, which takes most of a second to import.
 
     SIGTERM ends it meanwhile: the system keeps it from a container's first process, which has PID 1, until that asks.
+    So does Ctrl-C, without the frames of an import.
     """
     _open_standard_streams()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    interrupt = signal.getsignal(signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a shell's background
+            signal.signal(number, lambda number, _: os._exit(128 + number))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # at import: strangers would write lines between ours
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # ours: several workers are given it, see `workers`
     from serving import cli
 
+    signal.signal(signal.SIGINT, interrupt)
     cli.main()
 
 

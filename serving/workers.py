@@ -15,6 +15,7 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -125,7 +126,12 @@ class _Supervisor:
             },
             name=f"worker-{place}",
         )
-        started.start()
+        resource_tracker.ensure_running()  # else it is begun by `start`, which lets SIGINT through after that
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us: see _work
+        try:
+            started.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         log.info("worker started", worker=started.name, pid=started.pid, cores=cores)
         return _Worker(process=started, beat=beat, started=time.monotonic(), failures=failures)
 
@@ -249,6 +255,8 @@ def _work(
             shared = own
 
     os.setsid()
+    signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))  # what came while we were imported ends us
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:  # it was killed before that
         raise SystemExit(1)

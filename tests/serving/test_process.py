@@ -29,7 +29,9 @@ def process(models, *options, code="", environment=ENVIRONMENT):
     """A server's process, or that of `code`, which is to run the command line; killed at the end."""
     how = ["-c", code] if code else ["-m", "serving"]
     command = [sys.executable, *how, "run", str(models), "--address", "127.0.0.1:0", "--log-format", "json"]
-    started = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+    started = subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     try:
         yield started
     finally:
@@ -267,16 +269,18 @@ def test_a_process_counts_the_versions_that_it_refuses(models):
     assert reading.total("calotype_model_load_failures_total") == 1
 
 
-def test_sigterm_ends_a_command_that_is_still_being_imported():
-    """Not the system's default, which a container's first process does not get: 143, not -15."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_command_that_is_still_being_imported(number):
+    """Not by the system's default, which a container's first process does not get, nor with an import's frames."""
     code = (
-        "import os, signal, sys; from types import SimpleNamespace; from serving.__main__ import main; "
-        "sys.modules['serving.cli'] = SimpleNamespace(main=lambda: os.kill(os.getpid(), signal.SIGTERM)); main()"
+        "import os, sys; from types import SimpleNamespace; from serving.__main__ import main; "
+        f"kill = lambda name, *_: os.kill(os.getpid(), {number:d}) if name == 'serving.cli' else None; "
+        "sys.meta_path.insert(0, SimpleNamespace(find_spec=kill)); main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False
     )
-    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+    assert (done.returncode, done.stderr) == (128 + number, "")
 
 
 def test_why_it_cannot_serve_is_a_line_of_json_too(models):

@@ -18,6 +18,7 @@ import grpc
 import pytest
 import tiny_bundle
 from prometheus_client import ProcessCollector
+from running import until
 from test_client_and_cli import command
 from test_process import ENVIRONMENT, process, refusal
 
@@ -110,6 +111,18 @@ def begun_s(pid):
     families = ProcessCollector(pid=lambda: pid, registry=None).collect()
     (start,) = (family.samples[0].value for family in families if family.name == "process_start_time_seconds")
     return start
+
+
+def test_ctrl_c_while_workers_start_is_the_supervisors_affair(models):
+    """A terminal sends it to them too, in the midst of their imports: it is no traceback of theirs."""
+    with process(models, "--workers", "2", "--http-address", "off") as started:
+        told = map(json.loads, started.stderr)
+        first, second = (next(told) for _ in range(2))
+        assert [first["event"], second["event"]] == ["worker started"] * 2
+        until(lambda: "numpy" in Path(f"/proc/{second['pid']}/maps").read_text(), what="an import of many")
+        os.killpg(started.pid, signal.SIGINT)
+        list(told)  # until all have closed it: nothing but JSON
+        assert started.wait(PATIENCE_S) == 0
 
 
 def test_connections_are_shared_out_and_counted_together(models):
