@@ -23,7 +23,8 @@ import grpc
 from protos import classifier_pb2 as pb
 from serving.answers import enum_name
 from serving.channel import OPEN, Access
-from serving.client import MAX_MESSAGE_BYTES
+from serving.client import MAX_MESSAGE_BYTES, with_next_step
+from serving.errors import ClientError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +101,20 @@ class _Record:
 
 _METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Classifier'].full_name}/Classify"
 _OPTIONS: Final = (("grpc.enable_retries", 0), ("grpc.max_send_message_length", MAX_MESSAGE_BYTES))
+_HOPELESS: Final = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "UNIMPLEMENTED")  # however often it is sent
 _AWAY_S: Final = 0.1  # before a caller tries a server again that is not there: else only this would be busy
 Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 
 async def measure(images: Sequence[bytes], load: Load) -> Measurement:
-    """Send the images one a request, in turn, until time or requests are used up; Ctrl-C ends it sooner."""
+    """Send the images one a request, in turn, until time or requests are used up; Ctrl-C ends it sooner.
+
+    Raises ClientError for a request that could never be answered; the first image is sent once more to find that out.
+    """
     requests = [pb.ClassifyRequest(images=[image], model=load.model).SerializeToString() for image in images]
     async with load.access.async_channel(load.address, _OPTIONS) as channel:
         call: Call = channel.unary_unary(_METHOD, None, None)
+        await _ask_once(call, requests[0], load)
         begins, cpu_started = time.perf_counter() + load.warm_up_s, time.process_time()
         ends = begins + load.seconds if load.warm_up_s else math.inf
         record = _Record(begins=begins, ends=ends, wanted=load.requests)
@@ -119,6 +125,15 @@ async def measure(images: Sequence[bytes], load: Load) -> Measurement:
                 raise
         seconds = min(ends, time.perf_counter()) - begins
         return _summary(record, seconds, cpu_s=time.process_time() - cpu_started)
+
+
+async def _ask_once(call: Call, request: bytes, load: Load) -> None:
+    try:
+        await call(request, timeout=load.timeout_s, metadata=load.access.metadata())
+    except grpc.aio.AioRpcError as failure:
+        if (status := failure.code().name) in _HOPELESS:
+            text = f"{load.address}: {status}: {failure.details()}"
+            raise ClientError(with_next_step(text, status=status), status=status) from failure
 
 
 async def _closed_loop(call: Call, requests: Sequence[bytes], *, load: Load, record: _Record) -> None:

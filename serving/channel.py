@@ -1,5 +1,6 @@
 """How a client reaches a server that is closed to strangers: TLS, a certificate of its own, a token."""
 
+import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Annotated, Final
 import grpc
 import typer
 
-from serving.addresses import MOST_PORT, is_here
-from serving.errors import SettingsError
+from serving.addresses import Address, is_here
+from serving.errors import SettingsError, StartupError
 from serving.pem import load_pair, reason
 
 Options = Sequence[tuple[str, str | int]]
+_NAMES: Final = re.compile(r"[a-z0-9-]+:[^0-9]|(dns|ipv[46]|vsock):")  # of gRPC: naming.md; dns:///host and the like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,13 @@ class Access:
 def _directly(address: str, options: Options) -> Options:
     """Return options without a proxy for a server on this machine: the environment's would look for it on its own.
 
-    Raises SettingsError for a port that is none: gRPC would call what 16 bits leave of it.
+    Raises SettingsError where a port is missing or none: gRPC would call 443, or what 16 bits leave of it.
     """
-    port = address.rpartition(":")[2]
-    if port.isascii() and port.isdigit() and int(port) > MOST_PORT:
-        raise SettingsError(f"{address}: found port {port}, wanted 1..{MOST_PORT}")
+    try:
+        if not _NAMES.match(address):
+            Address.parse(address)
+    except StartupError as error:
+        raise SettingsError(str(error)) from error
     return [*options, ("grpc.enable_http_proxy", 0)] if is_here(address) else options
 
 

@@ -31,7 +31,7 @@ class Unnamed:
         meant = answering or known
         if len(meant) == 1:
             return next(iter(meant))
-        raise UnknownModelError(f"several models are served, name one of {some(meant)}")
+        raise UnknownModelError(f"several models are served, name one of {some(meant)}; or serve with --default-model")
 
 
 def some(names: Collection[str]) -> str:

@@ -172,13 +172,13 @@ def test_bench_measures_nothing_of_its_warm_up(address, red, options):
     assert measured["seconds"] <= 0.5
 
 
-def test_bench_does_not_count_what_its_warm_up_was_refused(address, red):
-    """Of some 40 calls to a model that is not there, half."""
+def test_bench_does_not_count_what_its_warm_up_was_refused(red):
+    """Of some 40 calls to a server that is not there, half."""
     window = ("--warm-up", 1, "--seconds", 1, "--rate", 20)
-    done = command("bench", red, "--address", address, "--model", "nowhere", *window, "--json")
+    done = command("bench", red, "--address", "127.0.0.1:1", *window, "--json")
     measured = json.loads(done.stdout)
     assert (done.returncode, measured["answered"]) == (1, 0)
-    assert measured["errors"] == {"NOT_FOUND": measured["requests"]}
+    assert measured["errors"] == {"UNAVAILABLE": measured["requests"]}
     assert 0 < measured["requests"] <= 30
 
 
@@ -382,10 +382,32 @@ def test_a_server_that_leaves_a_picture_out_is_told(red):
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_port_that_is_none_calls_no_other(kind):
-    """gRPC would call port 1."""
-    with pytest.raises(SettingsError, match=r"found port 65537, wanted 1\.\.65535"):
-        kind("localhost:65537")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("localhost:65537", "found port 65537"), ("localhost", "found no port"), ("", "found no port")],
+)
+def test_a_port_that_is_none_calls_no_other(kind, text, words):
+    """gRPC would call port 1, 443, and nothing."""
+    with pytest.raises(SettingsError, match=words):
+        kind(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["dns:///localhost:1", "dns:127.0.0.1:1", "ipv4:127.0.0.1:1", "unix:/tmp/none", "[::1]:1"]
+)
+def test_grpcs_own_names_are_left_to_it(text):
+    """They may have no port, or mean several places."""
+    with Client(text) as client, pytest.raises(ClientError) as caught:
+        client.models(timeout_s=0.2)
+    assert caught.value.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def test_bench_sends_nothing_again_that_could_never_be_answered(address, red):
+    """It says why, as classify does."""
+    words = ("--address", address, "--model", "roses", "--seconds", "30")
+    done = command("bench", red, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{address}: NOT_FOUND: no model 'roses'")
 
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"])

@@ -891,9 +891,9 @@ def test_a_reason_holds_nothing_that_a_terminal_would_obey():
 def test_a_status_names_some_of_many_models():
     """All of a thousand would not fit into what gRPC sends with it."""
     names = [f"model-{number:04}" for number in range(1000)]
-    with pytest.raises(UnknownModelError, match=r"model-0000, model-0001.*model-0019, …$"):
+    with pytest.raises(UnknownModelError, match=r"model-0000, model-0001.*model-0019, …;"):
         Unnamed().choose(names, answering=names)
-    with pytest.raises(UnknownModelError, match=r"name one of a, b$"):
+    with pytest.raises(UnknownModelError, match=r"name one of a, b;"):
         Unnamed().choose(["b", "a"], answering=[])
 
 
