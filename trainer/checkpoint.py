@@ -19,7 +19,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -90,10 +90,15 @@ _RUN = TypeAdapter(Run)
 _STATE = TypeAdapter(State)
 
 
+def check_free(folder: Path) -> None:
+    """Raise CheckpointError where there is a run already: one that ended before its first checkpoint is none."""
+    if (folder / "run.json").exists() and any((folder / f"{name}.json").exists() for name in get_args(Name)):
+        raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
+
+
 def write_run(folder: Path, run: Run, dataset: Dataset) -> None:
     """Begin a run folder; raises CheckpointError where there is already a run in it."""
-    if (folder / "run.json").exists():
-        raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
+    check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

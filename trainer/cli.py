@@ -207,7 +207,8 @@ def predict(
             output = model.run(load_input(path.read_bytes(), contract.preprocess)[None])
         except (ImageError, OSError) as error:
             failures += 1
-            typer.echo(json.dumps({"path": str(path), "error": str(error)}) if as_json else f"{path}: {error}")
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            typer.echo(json.dumps({"path": str(path), "error": reason}) if as_json else f"{path}: {reason}")
             continue
         scores = probabilities(output.logits[0], temperature=contract.temperature)
         ranked = rank(scores, contract.labels, top_k=top_k)

@@ -90,7 +90,7 @@ def bootstrap_mean(values: Floats, *, seed: int) -> Interval:
 
 def log_loss(probabilities: Floats, targets: Ints) -> float:
     """Return the mean negative log-likelihood in nats."""
-    return float(-np.log(np.clip(probabilities[np.arange(len(targets)), targets], 1e-12, 1)).mean())
+    return float(0.0 - np.log(np.clip(probabilities[np.arange(len(targets)), targets], 1e-12, 1)).mean())  # not -0.0
 
 
 def calibration_error(probabilities: Floats, targets: Ints) -> float:

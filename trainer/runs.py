@@ -21,7 +21,7 @@ from trainer.classifier import Backbone
 from trainer.config import FitConfig
 from trainer.data import Dataset, Picture, Side, load_dataset
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import ConfigError
 from trainer.metrics import Evaluation, evaluate
 from trainer.network import Deployed, choose_device
 from trainer.progress import Progress
@@ -48,8 +48,7 @@ def begin(data: Path, folder: Path, config: FitConfig, *, world: World | None = 
 def _begin(data: Path, folder: Path, config: FitConfig, *, process_count: int) -> _Start:
     progress, started = Progress(), time.monotonic()
     _check_options(config, process_count)
-    if (folder / "run.json").exists():
-        raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
+    checkpoint.check_free(folder)
     dataset = load_dataset(
         data,
         seed=config.seed,

@@ -1,5 +1,6 @@
 """Training for real, small: it learns, and a killed run ends with the same bits as one that was not."""
 
+import dataclasses
 import json
 import math
 import os
@@ -90,9 +91,19 @@ def test_second_fit_into_a_run_is_refused(tmp_path: Path) -> None:
     """A finished run is never overwritten."""
     data = make_folder(tmp_path / "data")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("{}")
+    for name in ("run.json", "last.json"):
+        (tmp_path / "run" / name).write_text("{}")
     with pytest.raises(CheckpointError, match="holds a run already"):
         runs.begin(data, tmp_path / "run", FitConfig(weights="none"))
+
+
+def test_a_fit_that_ended_before_its_first_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+    """As after Ctrl-C in the probe, or a device that is not there: it can be neither resumed nor in anybody's way."""
+    data, run = make_folder(tmp_path / "data"), tmp_path / "run"
+    config = FitConfig(backbone="mobilenet_v3_small", weights="none", image_size=32, threads=1)
+    runs.begin(data, run, config)
+    runs.begin(data, run, dataclasses.replace(config, seed=7))
+    assert json.loads((run / "run.json").read_text())["config"]["seed"] == 7
 
 
 def test_help_lists_every_setting() -> None:
