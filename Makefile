@@ -84,7 +84,7 @@ protos-check: protos ## fail where the committed protos are not what protoc make
 	git diff --exit-code -- protos
 
 bench: setup ## measure the server against its targets; DATA=folder of JPEGs and MODEL=models/NAME/VERSION for your own
-	$(BIN)/python -m benchmarks.prepare '$(DATA)' '$(MODEL)' | xargs $(BIN)/python -m benchmarks.serving_targets
+	named=$$($(BIN)/python -m benchmarks.prepare '$(DATA)' '$(MODEL)') && $(BIN)/python -m benchmarks.serving_targets $$named
 
 soak: setup ## look for leaks under ugly traffic, 20 minutes; SOAK_MINUTES=n, MODELS=folder for your own
 	$(BIN)/python -m benchmarks.soak $(if $(MODELS),--models '$(MODELS)')

@@ -32,7 +32,8 @@ def _fitted(data: Path) -> Path:
         fit: list[str | Path] = ["fit", data, "--out", run, "--epochs", "0"]
         commands = (fit, ["export", run, "--to", models, "--name", name])
         for command in commands:
-            subprocess.run([trainer, *command], check=True, stdout=sys.stderr)
+            if exit_code := subprocess.run([trainer, *command], check=False, stdout=sys.stderr).returncode:
+                sys.exit(exit_code)  # it has said why
     return models / name / str(versions(models, name)[-1])
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving_round import camera, one_round
+from bundle.errors import BundleError
 from bundle.repository import load_bundle
 
 VARIANTS: Final = ("fp32", "int8")
@@ -60,7 +61,10 @@ def main(
     paths = sorted(path for path in data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:pictures]
     if not paths:
         raise typer.BadParameter(f"{data}: no .jpg below, wanted pictures of about 100 KB")
-    offered = {variant.precision for variant in load_bundle(model).manifest.variants}
+    try:
+        offered = {variant.precision for variant in load_bundle(model).manifest.variants}
+    except BundleError as error:
+        raise typer.BadParameter(str(error)) from error
     variants = [name for name in VARIANTS if name in offered]  # fp16 is for GPUs
     values: dict[str, list[float]] = {}
     for number in range(rounds):

@@ -8,7 +8,7 @@ from typing import Final, Self, cast
 from serving.errors import StartupError
 
 _FILE_SCHEMES: Final = ("unix:", "unix-abstract:")
-MOST_PORT: Final = 65_535
+_MOST_PORT: Final = 65_535
 
 Sockaddr = tuple[str, int] | tuple[str, int, int, int]  # of IPv4, and of IPv6 with flow and scope
 Place = tuple[int, Sockaddr]  # with its family
@@ -32,8 +32,8 @@ class Address:
         host, _, port = text.rpartition(":")
         if not (port.isascii() and port.isdigit()):
             raise StartupError(f"{text}: found no port, wanted host:port")
-        if int(port) > MOST_PORT:
-            raise StartupError(f"{text}: found port {port}, wanted 0..{MOST_PORT}")
+        if int(port) > _MOST_PORT:
+            raise StartupError(f"{text}: found port {port}, wanted 0..{_MOST_PORT}")
         if not host:
             raise StartupError(f"{text}: found no host, wanted host:port, such as localhost:{port}")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
