@@ -94,11 +94,9 @@ class Dispatcher:
         traced = self._tracing.request(door, picture_count=picture_count) if self._tracing else nullcontext()
         with self._counted(door, picture_count=picture_count) as course, traced as trace:
             self._check(images)
-            deadline = course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
-            served, futures = self._submit(
-                images, model, version=version, course=course, deadline=deadline, trace=trace
-            )
-            await all_done(futures, deadline=deadline)
+            course.deadline = None if time_left_s is None else time.monotonic() + time_left_s
+            served, futures = self._submit(images, model, version=version, course=course, trace=trace)
+            await all_done(futures, deadline=course.deadline)
             course.outcomes = tuple([_outcome(future) for future in futures])
             if all_or_none:
                 _check_read(course.outcomes)
@@ -115,15 +113,14 @@ class Dispatcher:
         *,
         version: str,
         course: _Course,
-        deadline: float | None,
         trace: RequestTrace | None,
     ) -> tuple[ServedModel, list[Future[Verdict]]]:
         served = course.served = self.catalogue.find(model, version)
         try:
-            return served, _submit(served, images, deadline=deadline, trace=trace)
+            return served, _admitted(served, images, deadline=course.deadline, trace=trace)
         except NotReadyError:  # a swap came between the two lines, from the thread that watches the folder
             served = course.served = self.catalogue.find(model, version)
-            return served, _submit(served, images, deadline=deadline, trace=trace)
+            return served, _admitted(served, images, deadline=course.deadline, trace=trace)
 
     def check_room(self, *, door: Door, time_left_s: float | None = None) -> None:
         """Raise QueueFullError or DeadlineExceededError, and count it, where a request would be refused in any case.
@@ -200,7 +197,7 @@ def _log(status: str, *, reason: str, **facts: str | float) -> None:
         log.warning("request", status=status, reason=reason, **facts)
 
 
-def _submit(
+def _admitted(
     served: ServedModel, images: Sequence[Payload], *, deadline: float | None, trace: RequestTrace | None
 ) -> list[Future[Verdict]]:
     if trace is None:
