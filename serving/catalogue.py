@@ -20,7 +20,7 @@ from serving.errors import InvalidRequestError, NotReadyError, SettingsError, St
 from serving.shelves import Entry, Shelf, Shelves
 from serving.unnamed import Unnamed, some
 from serving.upkeep import Upkeep
-from serving.versions import VersionPolicy
+from serving.versions import Shadowing, VersionPolicy
 from serving.watched import WatchedFiles
 from serving.wishes import Wishes
 
@@ -175,6 +175,10 @@ class Catalogue:
     def answers(self, entry: Entry) -> bool:
         """Say whether this version answers requests that name none."""
         return entry.state == "READY" and entry.version == self._shelves[entry.name].answering
+
+    def shadowing(self, name: str) -> Shadowing | None:
+        """Return which version is to shadow a model, and of how much of its traffic; None where none is."""
+        return self._wishes.shadow(name)
 
     def candidate(self, name: str, version: int) -> ServedModel | None:
         """Return the ready version that may shadow the one that answers; NEWEST: the newest, if it is another."""

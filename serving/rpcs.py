@@ -60,8 +60,8 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         self._on_refusal = on_refusal
         self._tracing = tracing
         self._open = tuple(f"/{service}/" for service in open_services)
-        self._added: dict[str, Handler] = {}  # by method
-        self._guarded: dict[str, Handler] = {}
+        self._guarded: dict[str, Handler] = {}  # by method
+        self._streams: set[str] = set()  # methods whose calls bring many messages
 
     def add_generic_rpc_handlers(self, handlers: Iterable[object]) -> None:
         """Do nothing: generated code adds the same handlers by method too."""
@@ -70,7 +70,9 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         """Add a service, as the generated code does."""
         for name, handler in method_handlers.items():
             method = f"/{service_name}/{name}"
-            self._added[method], self._guarded[method] = handler, self._guard(handler, method, check=lambda: None)
+            self._guarded[method] = self._guard(handler, method)
+            if handler.request_streaming:
+                self._streams.add(method)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         """See grpc.GenericRpcHandler. Runs in the task that will run the rpc, so that what it binds is seen there."""
@@ -78,21 +80,19 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         begin_request(next((str(value) for name, value in metadata if name == HEADER), ""))
         if self._tracing:
             self._tracing.join({name: value for name, value in metadata if isinstance(value, str)})
-        gate = None if method.startswith(self._open) else self._gate
-        handler = self._added.get(method)  # None: no such method, the library says UNIMPLEMENTED
         try:
-            if gate is not None:
-                authorization = _authorization(handler_call_details)
-                if handler is not None and handler.request_streaming:
-                    name_caller(gate.authenticate(authorization))
-                    return self._guard(handler, method, check=lambda: gate.check(authorization))
-                name_caller(gate.check(authorization))
+            if gate := self._gate_of(method):
+                ask = gate.authenticate if method in self._streams else gate.check
+                name_caller(ask(_authorization(metadata)))
         except ServingError as error:
             return _refusal(error)
-        return self._guarded.get(method)
+        return self._guarded.get(method)  # None: no such method, the library says UNIMPLEMENTED
 
-    def _guard(self, handler: Handler, method: str, *, check: Callable[[], object]) -> Handler:
-        """Return the handler with its messages read and decoded here, and with `check` called at those of a stream."""
+    def _gate_of(self, method: str) -> Gate | None:
+        return None if method.startswith(self._open) else self._gate
+
+    def _guard(self, handler: Handler, method: str) -> Handler:
+        """Return the handler with its messages read and decoded here."""
         words = {False: "unary", True: "stream"}
         answers = words[handler.response_streaming]
         behaviour = cast(Behaviour, getattr(handler, f"{words[handler.request_streaming]}_{answers}"))
@@ -100,7 +100,7 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
 
         async def incoming(context: Context) -> object:
             if handler.request_streaming:
-                return self._messages(context, method, decode=decode, check=check)
+                return self._messages(context, method, decode=decode)
             return await self._message(context, method, decode=decode)
 
         async def answer(_: object, context: Context) -> object:
@@ -149,9 +149,10 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
         return error
 
     async def _messages(
-        self, context: Context, method: str, *, decode: Callable[[bytes], object], check: Callable[[], object]
+        self, context: Context, method: str, *, decode: Callable[[bytes], object]
     ) -> AsyncIterator[object]:
-        """Yield the messages of a call that may bring many."""
+        """Yield the messages of a call that may bring many, each as far as the gate allows."""
+        gate = self._gate_of(method)
         context.add_done_callback(self._arrivals.forget)  # type: ignore[arg-type]  # the stubs want it named ctx
         # The library never frees a message that comes after its read was cancelled: one for each stream that is ended
         # early. Shielded, a read that nobody waits for any more ends with its call.
@@ -161,7 +162,8 @@ class Rpcs(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not subscriptab
             message = await asyncio.shield(reading)
             if message is None:
                 return
-            check()
+            if gate:
+                gate.check(_authorization(context.invocation_metadata()))
             decoded = await self._decoded(message, method, decode=decode)
             del message, reading  # or they would be in memory for as long as the stream is silent
             yield decoded
@@ -203,8 +205,8 @@ def _small(message: bytes) -> bytes:
     return unpack(message, _MAX_OPEN_BYTES) if is_packed(message) else message
 
 
-def _authorization(details: grpc.HandlerCallDetails) -> str | None:
-    found = [value for key, value in details.invocation_metadata or () if key == "authorization"]
+def _authorization(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    found = [value for key, value in metadata or () if key == "authorization"]
     return found[0] if len(found) == 1 and isinstance(found[0], str) else None
 
 

@@ -91,7 +91,7 @@ class Server:
             max_images_per_request=settings.max_images_per_request,
             metrics=metrics,
             tracing=tracing,
-            shadow=Shadow(catalogue, settings.policy().shadows, metrics=metrics),
+            shadow=Shadow(catalogue, metrics=metrics),
         )
         self._inference = InferenceService(
             self._dispatcher,

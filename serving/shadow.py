@@ -8,7 +8,7 @@ one request's pictures are held for it. What differs is counted. Knows neither g
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final, Literal
@@ -21,7 +21,6 @@ from serving.classifier import ServedModel
 from serving.errors import ServingError
 from serving.metrics import Metrics
 from serving.steps import Payload, Probabilities, Verdict
-from serving.versions import Shadowing
 
 Pair = tuple[Payload, Probabilities]  # a picture, and what it was answered
 Agreement = Literal["same", "different", "dropped", "failed"]
@@ -34,13 +33,11 @@ class Shadow:
     def __init__(
         self,
         catalogue: Catalogue,
-        shadows: Mapping[str, Shadowing],
         *,
         metrics: Metrics,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._catalogue = catalogue
-        self._shadows = shadows
         self._metrics = metrics
         self._draw = draw
         self._trying: set[str] = set()  # models of which a request's pictures are on their way
@@ -49,7 +46,7 @@ class Shadow:
         self, images: Sequence[Payload], outcomes: Sequence[Verdict | ImageError], *, answering: ServedModel
     ) -> None:
         """Run a share of the answered pictures on the model's candidate too; returns at once, raises nothing."""
-        shadowing = self._shadows.get(answering.contract.name)
+        shadowing = self._catalogue.shadowing(answering.contract.name)
         if shadowing is None or self._draw() >= shadowing.share:
             return
         candidate = self._catalogue.candidate(answering.contract.name, shadowing.version)

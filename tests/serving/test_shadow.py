@@ -57,6 +57,9 @@ class Shelved:
     def __init__(self, version):
         self._version = version
 
+    def shadowing(self, name):
+        return Shadowing(version=2, share=1.0) if name == "colours" else None
+
     def candidate(self, name, version):
         assert (name, version) == ("colours", 2)
         return self._version
@@ -70,7 +73,7 @@ def hear(log, words):
 def offer(images, *, answering, candidate):
     """Offer answered pictures to a candidate that is to have them all; return what counts them."""
     metrics = Metrics()
-    shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=metrics)
+    shadow = Shadow(Shelved(candidate), metrics=metrics)
     shadow.offer(images, [ANSWER] * len(images), answering=answering)
     return metrics
 
@@ -116,7 +119,7 @@ def test_a_candidate_gets_the_pictures_of_a_request_one_by_one_while_nobody_else
 def test_a_candidate_gets_one_request_at_a_time():
     """What is held for it would grow with those that wait. The next one is tried when this one is done."""
     candidate, metrics = Version(2), Metrics()
-    shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=metrics)
+    shadow = Shadow(Shelved(candidate), metrics=metrics)
     for images in ([b"one", b"two"], [b"three"]):
         shadow.offer(images, [ANSWER] * len(images), answering=Version(1))
     assert counted(metrics) == {"dropped": 1}
@@ -148,7 +151,7 @@ def test_a_candidate_gets_no_pixels_that_were_scaled_for_the_other():
 def test_a_picture_that_could_not_be_read_is_not_tried(models):
     """Its neighbours in the request are."""
     candidate = Version(2)
-    shadow = Shadow(Shelved(candidate), {"colours": Shadowing(version=2, share=1.0)}, metrics=Metrics())
+    shadow = Shadow(Shelved(candidate), metrics=Metrics())
     shadow.offer([b"one", b"torn"], [ANSWER, CorruptImageError("torn")], answering=Version(1))
     assert candidate.taken == [b"one"]
 
