@@ -15,20 +15,20 @@ Knows nothing of pictures, models or the network.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final, Generic, TypeVar
 
 from serving.admission import Admission, BatcherLimits
-from serving.errors import NotReadyError, ServingError, attempt
+from serving.errors import NotReadyError, ServingError
 from serving.instance import Instance, Run, Took
 from serving.observer import Observer
 from serving.occupancy import Occupancy
+from serving.preparation import Preparation
 from serving.scheduling import OwnCore, give_way
-from serving.ticket import Awaited, Ticket, past_deadline
-from serving.waiting import Item, Share, Waiting, without_gone
+from serving.ticket import Awaited, Ticket
+from serving.waiting import Item, Share, Waiting
 
 _LEAVE_S: Final = 5.0  # for threads that have nothing to do
 
@@ -73,11 +73,11 @@ class Batcher(Generic[Payload, Row, Answer]):
             for core in limits.cores or (None,) * limits.instances
         ]
         self._lock = threading.Lock()
-        self._has_incoming = threading.Condition(self._lock)
         self._has_ready = threading.Condition(self._lock)
-        self._incoming: deque[tuple[Ticket[Answer], Payload]] = deque()
+        self._preparation: Preparation[Payload, Row, Answer] = Preparation(
+            prepare, lock=self._lock, clock=clock, observer=self._observer
+        )
         self._ready: Waiting[Row, Answer] = Waiting(limits)
-        self._preparing = 0
         self._idle = 0
         self._some_have_gone = threading.Event()
         self._is_closing = False
@@ -90,7 +90,8 @@ class Batcher(Generic[Payload, Row, Answer]):
 
     def start(self) -> None:
         """Start the threads. Raises RuntimeError, and leaves none behind, where the system has no more of them."""
-        targets: list[tuple[str, Callable[[], None]]] = [("prepare", self._prepare_loop)] * self._limits.prepare_threads
+        preparing = partial(self._preparation.work, self._on_prepared)
+        targets: list[tuple[str, Callable[[], None]]] = [("prepare", preparing)] * self._limits.prepare_threads
         targets += [("run", partial(self._run_loop, instance)) for instance in self._instances]
         self._threads = [threading.Thread(target=_work, args=(work,), name=name, daemon=True) for name, work in targets]
         begun = []
@@ -123,8 +124,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 partial(self._admission.enter, len(tickets), sum(sizes_bytes), now=now, deadline=deadline)
             )
             if self._limits.prepare_threads:
-                self._incoming.extend(zip(tickets, payloads, strict=True))
-                self._has_incoming.notify(len(tickets))
+                self._preparation.extend(zip(tickets, payloads, strict=True))
             else:
                 for ticket, payload in zip(tickets, payloads, strict=True):
                     self._ready.append(Item(ticket, partial(self._prepare, payload), now))
@@ -150,8 +150,7 @@ class Batcher(Generic[Payload, Row, Answer]):
         if not self._some_have_gone.is_set():  # under overload every refusal comes here, and looks at all that waits
             return 0
         self._some_have_gone.clear()
-        self._incoming, gone = without_gone(self._incoming, lambda entry: entry[0])
-        gone += self._ready.forget_gone()
+        gone = self._preparation.forget_gone() + self._ready.forget_gone()
         for ticket in gone:
             ticket.future.set_running_or_notify_cancel()
             self._admission.leave(ticket.size_bytes)
@@ -163,14 +162,13 @@ class Batcher(Generic[Payload, Row, Answer]):
         """Stop accepting, finish the queue for at most timeout_s seconds, fail the rest; say whether all was done."""
         with self._lock:
             self._is_closing = True
-            self._has_incoming.notify_all()
+            self._preparation.close()
             self._has_ready.notify_all()
         until = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         with self._lock:
-            left = [ticket for ticket, _ in self._incoming] + self._ready.drain()
-            self._incoming.clear()
+            left = self._preparation.drain() + self._ready.drain()
             for ticket in left:
                 self._admission.leave(ticket.size_bytes)
             self._has_ready.notify_all()
@@ -178,47 +176,19 @@ class Batcher(Generic[Payload, Row, Answer]):
             ticket.fail(NotReadyError("the server stopped before this was run; send it to another one"))
         return not left and not any(thread.is_alive() for thread in self._threads)
 
-    def _prepare_loop(self) -> None:
-        while (entry := self._next_incoming()) is not None:
-            ticket, payload = entry
-            started = self._clock()
-            row: Row | Exception | None = None
-            if ticket.is_late(started):
-                self._observer.on_drop("deadline")
-                row = past_deadline()
-            elif ticket.future.cancelled():
-                self._observer.on_drop("cancelled")
-            else:
-                row = attempt(partial(self._prepare, payload))
-            self._finish_prepare(ticket, row, started=started)
-            del entry, ticket, payload, row  # or the picture would be in memory until another comes
-
-    def _next_incoming(self) -> tuple[Ticket[Answer], Payload] | None:
-        with self._lock:
-            while not self._incoming:
-                if self._is_closing:
-                    return None
-                self._has_incoming.wait()
-            self._preparing += 1
-            return self._incoming.popleft()
-
-    def _finish_prepare(self, ticket: Ticket[Answer], row: Row | Exception | None, *, started: float) -> None:
-        now = self._clock()
-        with self._lock:
-            self._preparing -= 1
-            if row is not None and not isinstance(row, Exception):
-                made = row
-                self._admission.note_preparation(now - started)
-                self._ready.append(Item(ticket, lambda: made, now, now - started))
-                self._has_ready.notify()
-            else:
-                self._admission.note_preparation(now - started, has_failed=True)
-                self._admission.leave(ticket.size_bytes)
-                self._observer.on_queue(self._admission.items)
-            if self._is_closing:
-                self._has_ready.notify_all()
-        if isinstance(row, Exception):
-            ticket.fail(row)
+    def _on_prepared(self, ticket: Ticket[Answer], row: Row | Exception | None, seconds: float) -> None:
+        """Let an instance take an item that is ready, or count out one that never will be. The lock is held."""
+        if row is not None and not isinstance(row, Exception):
+            made = row
+            self._admission.note_preparation(seconds)
+            self._ready.append(Item(ticket, lambda: made, self._clock(), seconds))
+            self._has_ready.notify()
+        else:
+            self._admission.note_preparation(seconds, has_failed=True)
+            self._admission.leave(ticket.size_bytes)
+            self._observer.on_queue(self._admission.items)
+        if self._is_closing:
+            self._has_ready.notify_all()
 
     def _run_loop(self, instance: Instance[Row, Answer]) -> None:
         while (share := self._next_share()) is not None:
@@ -227,7 +197,7 @@ class Batcher(Generic[Payload, Row, Answer]):
                 with self._lock:  # a queue moves at the pace of batches side by side
                     self._note(took)
                     self._admission.end(len(share.live), begun=share.taken)
-            del share  # as above
+            del share  # or its pictures would be in memory until another comes
 
     def _note(self, took: Took) -> None:
         if took.has_failed:  # what fails slowly would be let in without end
@@ -241,7 +211,7 @@ class Batcher(Generic[Payload, Row, Answer]):
             self._idle += 1
             try:
                 while not self._ready or (window_s := self._window_s()) > 0:
-                    if not self._ready and self._is_closing and not self._incoming and not self._preparing:
+                    if not self._ready and self._is_closing and not self._preparation.is_busy:
                         return None
                     self._has_ready.wait(window_s if self._ready else None)
                 share = self._ready.take(idle=self._idle, now=self._clock())

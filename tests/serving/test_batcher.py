@@ -642,7 +642,7 @@ def test_a_close_that_is_not_waited_for_long_enough_says_so():
 def test_refusals_look_for_callers_that_have_gone_only_where_one_has(monkeypatch):
     """Under overload there are hundreds a second, and each would look at all that waits."""
     looks = []
-    monkeypatch.setattr("serving.batcher.without_gone", lambda *given: (looks.append(1), without_gone(*given))[1])
+    monkeypatch.setattr("serving.preparation.without_gone", lambda *given: (looks.append(1), without_gone(*given))[1])
     gate = Gate()
     batcher = make(gate, max_queue_items=2, max_batch=1, run_sizes=(1,))
     try:
