@@ -6,7 +6,6 @@ dies fail as UNAVAILABLE, the others' do not; who comes back in its place answer
 Metrics are kept in files of a folder that all share, so that any of them tells the sums.
 """
 
-import asyncio
 import ctypes
 import multiprocessing
 import os
@@ -27,9 +26,9 @@ from serving.accord import Accord
 from serving.addresses import Address
 from serving.endings import ending_signals
 from serving.errors import StartupError
-from serving.logs import configure_logs
 from serving.settings import ServerSettings
 from serving.shared_places import held_port, metrics_folder
+from serving.worker import work
 
 MAX_PAUSE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -37,8 +36,6 @@ _STEADY_S: Final = 10.0  # a process that served, and lived so long, is started 
 _KILL_AFTER_S: Final = 10.0  # beyond the drain
 _LOOK_S: Final = 5.0  # at whether the workers' loops still run
 _LOOKS: Final = 6  # in a row without a sign of it: wedged
-_BEAT_S: Final = 1.0
-_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _NO_ROOM: Final = -signal.SIGBUS  # what the system does where a mapped file cannot be written to disk
 
 log = structlog.get_logger(__name__)
@@ -114,7 +111,7 @@ class _Supervisor:
         cores = usable[place :: self._settings.workers] or usable
         beat = self._context.RawValue(ctypes.c_double)
         started = self._context.Process(
-            target=_work,
+            target=work,
             args=(self._models, self._settings),
             kwargs={
                 "place": place,
@@ -127,7 +124,7 @@ class _Supervisor:
             name=f"worker-{place}",
         )
         resource_tracker.ensure_running()  # else it is begun by `start`, which lets SIGINT through after that
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us: see _work
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us: see `worker`
         try:
             started.start()
         finally:
@@ -222,50 +219,3 @@ class _Supervisor:
         with suppress(BlockingIOError):
             return set(self._stop_reader.recv(4096))
         return set()
-
-
-def _work(
-    models: Path,
-    settings: ServerSettings,
-    *,
-    place: int,
-    cores: list[int],
-    beat: ctypes.c_double,
-    folder: Path,
-    accord: Accord | None,
-    supervisor: int,
-) -> None:
-    """Be one worker: in a session of its own, so that Ctrl-C reaches it once, and ended if its parent is killed."""
-    from prometheus_client import values
-
-    # Whoever comes after us in this place counts on in our files: else they would pile up with every death.
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: place)  # type: ignore[no-untyped-call]
-    from serving import process
-
-    def pulse() -> None:
-        beat.value = time.monotonic()
-        asyncio.get_running_loop().call_later(_BEAT_S, pulse)
-
-    shared: Accord | None = None
-
-    def share(own: Accord) -> None:
-        nonlocal shared
-        if own != shared:
-            own.write(folder)
-            shared = own
-
-    os.setsid()
-    signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))  # what came while we were imported ends us
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != supervisor:  # it was killed before that
-        raise SystemExit(1)
-    with suppress(OSError):  # taken from us since: then on what is left
-        os.sched_setaffinity(0, cores)
-    name = multiprocessing.current_process().name
-    configure_logs(log_format=settings.log_format, log_level=settings.log_level, worker=name)
-    try:
-        process.run(models, settings, on_serving=pulse, accord=accord, share=share)
-    except StartupError as error:
-        log.error("worker cannot start", reason=str(error))
-        raise SystemExit(1) from None

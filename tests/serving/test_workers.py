@@ -315,11 +315,11 @@ def test_a_worker_whose_supervisor_is_gone_ends(models):
     """Also where it was killed before the worker could ask to hear of that: it serves nobody."""
     code = (
         "import multiprocessing, pathlib, sys\n"
-        "from serving import settings, workers\n"
+        "from serving import settings, worker\n"
         "own = settings.ServerSettings(address='127.0.0.1:0', http_address='off')\n"
         "context = multiprocessing.get_context('spawn')\n"
-        "workers._work(pathlib.Path(sys.argv[1]), own, place=0, cores=[0], beat=context.RawValue('d'),\n"
-        "              folder=pathlib.Path('.'), accord=None, supervisor=2**22 + 1)\n"
+        "worker.work(pathlib.Path(sys.argv[1]), own, place=0, cores=[0], beat=context.RawValue('d'),\n"
+        "            folder=pathlib.Path('.'), accord=None, supervisor=2**22 + 1)\n"
     )
     command = [sys.executable, "-c", code, str(models)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
