@@ -7,6 +7,7 @@ ceiling's.
 """
 
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -20,7 +21,7 @@ from bundle.errors import BundleError
 from bundle.repository import load_bundle
 
 VARIANTS: Final = ("fp32", "int8")
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)  # a pipe has no width
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,8 @@ def top(
     from serving import top as view
 
     if once:
-        Console().print(view.frame(address, since_start(read(address, access))))
+        console = Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width
+        console.print(view.frame(address, since_start(read(address, access))))
         return
     with suppress(KeyboardInterrupt):
         view.watch(address, access, every_s=every, console=Console())
