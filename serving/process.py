@@ -88,8 +88,8 @@ async def _main(
         planner.stop_measuring()
         await server.say_serving()
         seconds = round(time.monotonic() - started, 2)
+        on_serving()  # first: who reads the line may rely on it
         log.info("SERVING", port=server.port, http_port=server.http_port, seconds=seconds, pid=os.getpid())
-        on_serving()
     keeping = [asyncio.create_task(keep_returning_memory())]
     if files := tls_files(settings):
         keeping.append(asyncio.create_task(keep_telling_validity(files)))
