@@ -128,8 +128,15 @@ function next() {
       next();
     });
   }
+  showStatus();
+}
+
+function showStatus() {
   const left = asking + waiting.length;
-  status.textContent = left ? `Looking at ${left} ${left === 1 ? "picture" : "pictures"} …` : "";
+  const heldS = Math.ceil((heldUntil - performance.now()) / 1000);
+  const told = heldS > 0 ? `${WORDS.RESOURCE_EXHAUSTED} Asking again in ${heldS} s …` : `Looking at ${left} ${left === 1 ? "picture" : "pictures"} …`;
+  const text = left ? told : "";
+  if (status.textContent !== text) status.textContent = text; // else it would be read out again
 }
 
 async function ask(job) {
@@ -137,6 +144,7 @@ async function ask(job) {
   await modelsKnown; // or the first picture would name none, which is an error where there are several
   const path = model.value ? `v1/models/${encodeURIComponent(model.value)}:classify` : "v1/classify";
   while (performance.now() < heldUntil) await pause(heldUntil - performance.now());
+  showStatus();
   const started = performance.now();
   let answer, told;
   try {
@@ -150,7 +158,7 @@ async function ask(job) {
     if (performance.now() >= heldUntil) { // the first to hear it
       held += 1;
       heldUntil = performance.now() + 1000 * Number(answer.headers.get("retry-after") ?? 1);
-      status.textContent = `${WORDS.RESOURCE_EXHAUSTED} Asking again in ${Math.ceil((heldUntil - performance.now()) / 1000)} s …`;
+      showStatus();
     }
     if (held <= PATIENCE) return ask(job);
   }
