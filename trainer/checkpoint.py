@@ -92,7 +92,7 @@ _STATE = TypeAdapter(State)
 
 def check_free(folder: Path) -> None:
     """Raise CheckpointError where there is a run already: one that ended before its first checkpoint is none."""
-    if (folder / "run.json").exists() and any((folder / f"{name}.json").exists() for name in get_args(Name)):
+    if any((folder / f"{name}.json").exists() for name in get_args(Name)):
         raise CheckpointError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
 
 
@@ -112,6 +112,7 @@ def write_run(folder: Path, run: Run, dataset: Dataset) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "reason"))
         writer.writerows((item.path, item.reason) for item in dataset.bad)
+    (folder / APPLIED_FIXES).unlink(missing_ok=True)  # of a fit that ended before its first checkpoint
     if run.config.apply:
         (folder / APPLIED_FIXES).write_bytes(run.config.apply.read_bytes())
     replace_run(folder, run)

@@ -102,7 +102,9 @@ def test_a_fit_that_ended_before_its_first_checkpoint_is_begun_anew(tmp_path: Pa
     data, run = make_folder(tmp_path / "data"), tmp_path / "run"
     config = FitConfig(backbone="mobilenet_v3_small", weights="none", image_size=32, threads=1)
     runs.begin(data, run, config)
+    (run / checkpoint.APPLIED_FIXES).write_text("of the fit before")
     runs.begin(data, run, dataclasses.replace(config, seed=7))
+    assert not (run / checkpoint.APPLIED_FIXES).exists()
     assert json.loads((run / "run.json").read_text())["config"]["seed"] == 7
 
 
