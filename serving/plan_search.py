@@ -2,10 +2,9 @@
 
 What is measured is what the instances of a plan will do, all at once, with the bundle's golden pictures: decode, scale,
 run; of a lone picture the run alone. A fraction of a second each, twice where there is time. The rule's own plan stays
-unless another is clearly faster. The result is kept by model digest and machine in
-the user's cache, where that can be written. Nothing is measured while requests are answered: it would take their cores,
-and be disturbed by them. A later version of a model takes over its plan; a model that comes later has the rule's, or
-what is remembered.
+unless another is clearly faster. The result is kept by model digest and machine in the user's cache, where that can be
+written. Nothing is measured while requests are answered: it would take their cores, and be disturbed by them. A later
+version of a model takes over its plan; a model that comes later has the rule's, or what is remembered.
 """
 
 import json

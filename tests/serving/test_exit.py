@@ -76,6 +76,14 @@ def test_a_watcher_who_reads_nothing_holds_up_nobody(models):
         assert server.call(server._server.shutdown())
 
 
+def is_answered_late(server, call, *, may_end):
+    """Shut down, and let a call go on only when stragglers have had their time: say whether both end well."""
+    stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
+    threading.Event().wait(1.8)
+    may_end.set()
+    return call.result(60).results[0].predictions[0].label == "red" and stopping.result(60)
+
+
 def test_a_call_under_way_is_answered_however_long_it_takes_within_the_drain(models):
     """Longer than stragglers have, and than answers to be flushed."""
     may_run = threading.Event()
@@ -84,11 +92,7 @@ def test_a_call_under_way_is_answered_however_long_it_takes_within_the_drain(mod
         request = pb.ClassifyRequest(images=[tiny_bundle.picture("red")])
         call = classifier_pb2_grpc.ClassifierStub(channel).Classify.future(request)
         until(lambda: not server._server._dispatcher.idle.is_set(), what="the call")
-        stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
-        threading.Event().wait(1.8)
-        may_run.set()
-        assert call.result(60).results[0].predictions[0].label == "red"
-        assert stopping.result(60)
+        assert is_answered_late(server, call, may_end=may_run)
 
 
 @contextmanager
@@ -123,10 +127,8 @@ def slow_network(address, *, first_bytes, finish):
 
 def test_a_message_on_its_way_has_the_whole_drain_to_arrive(models):
     """Over a slow network a picture takes longer than stragglers have."""
-    finish, image = (
-        threading.Event(),
-        tiny_bundle.picture("red") + bytes(100_000),
-    )  # behind a picture's end nobody looks
+    finish = threading.Event()
+    image = tiny_bundle.picture("red") + bytes(100_000)  # behind a picture's end nobody looks
     with (
         Running(models) as server,
         slow_network(server.address, first_bytes=50_000, finish=finish) as address,
@@ -134,11 +136,7 @@ def test_a_message_on_its_way_has_the_whole_drain_to_arrive(models):
     ):
         call = classifier_pb2_grpc.ClassifierStub(channel).Classify.future(pb.ClassifyRequest(images=[image]))
         until(lambda: not server._server._arrivals.idle.is_set(), what="the call")
-        stopping = asyncio.run_coroutine_threadsafe(server._server.shutdown(), server._loop)
-        threading.Event().wait(1.8)
-        finish.set()
-        assert call.result(60).results[0].predictions[0].label == "red"
-        assert stopping.result(60)
+        assert is_answered_late(server, call, may_end=finish)
 
 
 @pytest.mark.parametrize("is_v2", [False, True])
